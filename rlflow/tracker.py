@@ -1,0 +1,156 @@
+"""What the trainer talks to: one tracker per training seed, in memory here, on MLflow in `rlflow.tracking`.
+
+Metric names are `stage/name`; the stages are those of the loop.  `step` is samples consumed, for every metric, so that
+curves of different algorithms are comparable.
+
+    rollout/    what the policy did          reward/   what it earned, each component
+    advantage/  targets of the update        loss/     terms of the loss
+    update/     optimiser steps, clip and ratio diagnostics
+    eval/       the frozen evaluation set; `eval/score` is the curve that is ranked
+    cost/       cumulative wall_s, gpu_s, tokens, env_steps, policy_forwards, optimizer_steps, peak_gb
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+METRIC_STAGES = ("rollout", "reward", "advantage", "loss", "update", "eval", "cost")
+SCORE_METRIC = "eval/score"
+
+Outcome = Literal["finished", "diverged", "interrupted", "failed"]
+OUTCOMES: tuple[Outcome, ...] = ("finished", "diverged", "interrupted", "failed")
+
+
+class Tracker(Protocol):
+    """Records one training seed; `finish` is called exactly once and ends it."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record `metrics` at `step` samples; non-finite values are omitted, a name may appear once per step.
+
+        Raises:
+            ValueError: A name outside `METRIC_STAGES`, or a name logged again at the same or an earlier step.
+        """
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Keep a copy of the file `path` under `folder` of the run."""
+
+    def text(self, content: str, file: str) -> None:
+        """Keep `content` as the artifact `file`, e.g. `eval/per_item.csv`."""
+
+    def table(self, columns: Mapping[str, Sequence[object]], file: str) -> None:
+        """Keep equally long `columns` as the table `file` (.json), e.g. `samples/completions_01000.json`."""
+
+    def heartbeat(self) -> None:
+        """Say that this process is alive; also done in the background while the tracker is open."""
+
+    def flush(self) -> None:
+        """Send what is buffered; call it before a checkpoint is written."""
+
+    def finish(self, outcome: Outcome, detail: str = "") -> None:
+        """End the run. `detail` names stage and step of a divergence, or the error; later calls do nothing."""
+
+
+class StepGuard:
+    """Checks metric names and keeps every curve single-valued, also across a resume.
+
+    MLflow keeps both of two points at one step; a resumed run would draw its overlap twice.
+    """
+
+    def __init__(self, earlier: Mapping[str, int] | None = None) -> None:
+        """`earlier` is the last step per metric that former attempts of this run have recorded."""
+        self._earlier = dict(earlier or {})
+        self._last: dict[str, int] = {}
+
+    def accept(self, metrics: Mapping[str, float], step: int) -> dict[str, float]:
+        """Finite values of `metrics` that `step` adds to the curves."""
+        accepted = {}
+        for name, value in metrics.items():
+            if name.partition("/")[0] not in METRIC_STAGES or not name.partition("/")[2]:
+                raise ValueError(f"expected a metric name stage/name with a stage of {METRIC_STAGES}, found {name!r}")
+            if step <= self._last.get(name, -1):
+                raise ValueError(
+                    f"expected steps of {name!r} to increase, found {step} after {self._last[name]}; "
+                    "log each metric once per step"
+                )
+            self._last[name] = step
+            if step > self._earlier.get(name, -1) and math.isfinite(value):
+                accepted[name] = float(value)
+        return accepted
+
+
+class MemoryTracker:
+    """Keeps everything in lists; for tests, dry runs and ranks other than 0.
+
+    Attributes:
+        points: `(step, value)` per metric.
+        artifacts: `folder/name` of every artifact, in order.
+        texts: Content by artifact file.
+        tables: Columns by artifact file.
+        outcome: None until `finish`.
+        detail: As given to `finish`.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Artifacts are copied under `folder`, or only named where it is None."""
+        self.points: dict[str, list[tuple[int, float]]] = {}
+        self.artifacts: list[str] = []
+        self.texts: dict[str, str] = {}
+        self.tables: dict[str, dict[str, list[object]]] = {}
+        self.outcome: Outcome | None = None
+        self.detail = ""
+        self._folder = folder
+        self._guard = StepGuard()
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Append to `points`."""
+        for name, value in self._guard.accept(metrics, step).items():
+            self.points.setdefault(name, []).append((step, value))
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Append to `artifacts`; raises FileNotFoundError where `path` is missing."""
+        if not path.is_file():
+            raise FileNotFoundError(f"expected an artifact at {path}, found none")
+        self.artifacts.append(f"{folder}/{path.name}" if folder else path.name)
+        if self._folder is not None:
+            target = self._folder / folder
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+
+    def text(self, content: str, file: str) -> None:
+        """Keep in `texts`."""
+        self.texts[file] = content
+
+    def table(self, columns: Mapping[str, Sequence[object]], file: str) -> None:
+        """Keep in `tables`."""
+        self.tables[file] = checked_columns(columns, file)
+
+    def heartbeat(self) -> None:
+        """Nobody listens."""
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+    def finish(self, outcome: Outcome, detail: str = "") -> None:
+        """Keep the first outcome."""
+        if self.outcome is None:
+            self.outcome, self.detail = checked_outcome(outcome), detail
+
+
+def checked_columns(columns: Mapping[str, Sequence[object]], file: str) -> dict[str, list[object]]:
+    """The columns as lists; raises ValueError where their lengths differ."""
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"expected columns of one length in {file!r}, found {lengths}")
+    return {name: list(column) for name, column in columns.items()}
+
+
+def checked_outcome(outcome: str) -> Outcome:
+    """The outcome; raises ValueError where it is not one of `OUTCOMES`."""
+    for known in OUTCOMES:
+        if outcome == known:
+            return known
+    raise ValueError(f"expected an outcome of {OUTCOMES}, found {outcome!r}")

@@ -1,0 +1,301 @@
+"""The only writer of MLflow: suite = experiment, under it runs of kind `leaderboard`, `cell` and `seed`.
+
+Seed runs are nested under their cell.  Everything that the leaderboard needs is in tags, params and metrics, so that
+it can be read back, also by plain MLflow, without this package.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlflow import provenance
+from rlflow.cell import CellIdentity, SuitePlan
+from rlflow.stats import final_score, normalised_score, standard_error
+from rlflow.store import (
+    MAX_VALUE_LENGTH,
+    Store,
+    TrackingError,
+    create_run,
+    ensure_experiment,
+    history,
+    locked,
+    log_config,
+    log_metrics,
+    search_runs,
+    set_tags,
+)
+from rlflow.tracker import SCORE_METRIC, Outcome, StepGuard, checked_columns, checked_outcome
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Run
+
+HEARTBEAT_S = 20.0
+STALE_AFTER_S = 120.0
+FLUSH_AFTER_S = 2.0
+FLUSH_AT_METRICS = 200
+MAX_METRICS_PER_BATCH = 1000
+TERMINAL_STATUS = {"finished": "FINISHED", "diverged": "FAILED", "interrupted": "KILLED", "failed": "FAILED"}
+
+_log = logging.getLogger(__name__)
+
+
+def ensure_board(store: Store, suite: str, plan: SuitePlan | None = None) -> str:
+    """Run id of the suite's `kind=leaderboard` run; a given `plan` replaces the recorded one."""
+    experiment = ensure_experiment(store, suite)
+    tags = {"rlflow.kind": "leaderboard"}
+    if plan is not None:
+        tags |= {
+            "rlflow.suite_digest": plan.digest,
+            "rlflow.algorithms": json.dumps(plan.algorithms),
+            "rlflow.tasks": json.dumps(plan.tasks),
+            "rlflow.seeds": json.dumps(plan.seeds),
+        }
+    with locked(store.lock_path):
+        found = search_runs(store, experiment, {"kind": "leaderboard"})
+        run_id = found[0].info.run_id if found else create_run(store, experiment, "leaderboard", tags)
+        if found:
+            set_tags(store, run_id, tags)
+    return run_id
+
+
+def ensure_cell(
+    store: Store, identity: CellIdentity, *, seeds: Sequence[int], config: Mapping[str, Any] | None = None
+) -> str:
+    """Run id of the cell, created where it is not there; `seeds` are added to those that it has launched.
+
+    Args:
+        store: An opened store.
+        identity: The cell.
+        seeds: Seeds that will run: the board counts all of them, also those that never finish.
+        config: Resolved configuration, nested; logged whole as params and config.yaml when the cell is created.
+    """
+    experiment = ensure_experiment(store, identity.suite)
+    with locked(store.lock_path):
+        found = search_runs(store, experiment, {"kind": "cell", "cell_id": identity.cell_id})
+        if found:
+            run_id = str(found[0].info.run_id)
+            launched = set(json.loads(found[0].data.tags["rlflow.seeds"])) | set(seeds)
+            set_tags(store, run_id, {"rlflow.seeds": json.dumps(sorted(launched))})
+            return run_id
+        tags = {**identity.tags(), "rlflow.kind": "cell", "rlflow.seeds": json.dumps(sorted(set(seeds)))}
+        name = f"{identity.algorithm} | {identity.task} | {identity.policy}"
+        run_id = create_run(store, experiment, name, tags)
+        if config is not None:
+            log_config(store, run_id, config)
+    return run_id
+
+
+def start_seed(
+    store: Store, identity: CellIdentity, *, seed: int, config: Mapping[str, Any], resume: bool = False
+) -> SeedTracker:
+    """Open the run of one training seed.
+
+    Args:
+        store: An opened store.
+        identity: The cell.
+        seed: Training seed.
+        config: Resolved configuration, nested.
+        resume: Continue the newest attempt from its checkpoint: the same run is reopened and points that it already
+            has are not written again.  False starts a new run; an unfinished earlier one is kept as `superseded`.
+
+    Raises:
+        TrackingError: The seed has a result already, or another live process is running it.
+    """
+    cell_run = ensure_cell(store, identity, seeds=(seed,), config=config)
+    experiment = ensure_experiment(store, identity.suite)
+    with locked(store.lock_path):
+        earlier = search_runs(store, experiment, {"kind": "seed", "cell_id": identity.cell_id, "seed": str(seed)})
+        previous = earlier[-1] if earlier else None
+        attempt = 1
+        if previous is not None:
+            _refuse_if_taken(previous)
+            attempt = int(previous.data.tags["rlflow.attempt"]) + 1
+        live = {"rlflow.attempt": str(attempt), "rlflow.outcome": "running", "rlflow.detail": "", **_liveness()}
+        if resume and previous is not None:
+            run_id = str(previous.info.run_id)
+            set_tags(store, run_id, {**live, **_provenance()})
+            store.client.update_run(run_id, status="RUNNING")
+        else:
+            if previous is not None:
+                set_tags(store, previous.info.run_id, {"rlflow.kind": "superseded"})
+            name = f"{identity.algorithm} | {identity.task} | {identity.policy} | seed {seed}"
+            tags = {**identity.tags(), **live, **_provenance(), "rlflow.kind": "seed", "rlflow.seed": str(seed)}
+            run_id = create_run(store, experiment, name, {**tags, "mlflow.parentRunId": cell_run})
+            log_config(store, run_id, config)
+            store.client.log_text(run_id, provenance.environment(), "environment.txt")
+    return SeedTracker(store=store, run_id=run_id, cell_run_id=cell_run, identity=identity, attempt=attempt)
+
+
+def stale(tags: Mapping[str, str], now_s: float | None = None) -> bool:
+    """Whether a run that is tagged as running has no living process: its pid is gone, or its heartbeat is too old."""
+    if tags.get("rlflow.outcome") != "running":
+        return False
+    age_s = (time.time() if now_s is None else now_s) - float(tags.get("rlflow.heartbeat", "0"))
+    return age_s > STALE_AFTER_S or provenance.process_gone(tags.get("rlflow.process", ""))
+
+
+class SeedTracker:
+    """The tracker of one seed on MLflow: buffers metrics, beats in the background, summarises the cell at the end.
+
+    Attributes:
+        run_id: The seed's MLflow run.
+        cell_run_id: Its parent.
+        attempt: 1 for the first, counted over resumes and restarts.
+        last_step: Last step recorded by former attempts; -1 for a new run.
+    """
+
+    def __init__(self, *, store: Store, run_id: str, cell_run_id: str, identity: CellIdentity, attempt: int) -> None:
+        """Use `start_seed`."""
+        self.run_id, self.cell_run_id, self.attempt = run_id, cell_run_id, attempt
+        self._store, self._identity = store, identity
+        recorded = store.client.get_run(run_id).data.metrics
+        earlier = {name: max(point.step for point in history(store, run_id, name)) for name in recorded}
+        self.last_step = max(earlier.values(), default=-1)
+        self._guard = StepGuard(earlier)
+        self._buffer: list[Metric] = []
+        self._flushed_s = time.monotonic()
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        threading.Thread(target=self._beat, name="rlflow-heartbeat", daemon=True).start()
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record at `step` samples; sent in batches."""
+        from mlflow.entities import Metric
+
+        if self._ended.is_set():
+            raise TrackingError(f"expected an open run, found {self.run_id} already finished; log before finish()")
+        now_ms = int(time.time() * 1000)
+        accepted = self._guard.accept(metrics, step)
+        self._buffer += [Metric(name, value, now_ms, step) for name, value in accepted.items()]
+        if len(self._buffer) >= FLUSH_AT_METRICS or time.monotonic() - self._flushed_s > FLUSH_AFTER_S:
+            self.flush()
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Upload a file."""
+        self._store.client.log_artifact(self.run_id, str(path), folder or None)
+
+    def text(self, content: str, file: str) -> None:
+        """Upload `content` as `file`."""
+        self._store.client.log_text(self.run_id, content, file)
+
+    def table(self, columns: Mapping[str, Sequence[object]], file: str) -> None:
+        """Upload a table in the form that the MLflow page shows."""
+        self._store.client.log_table(self.run_id, checked_columns(columns, file), file)
+
+    def heartbeat(self) -> None:
+        """Refresh the `rlflow.heartbeat` tag."""
+        self._store.client.set_tag(self.run_id, "rlflow.heartbeat", f"{time.time():.0f}")
+
+    def flush(self) -> None:
+        """Send the buffer."""
+        for start in range(0, len(self._buffer), MAX_METRICS_PER_BATCH):
+            self._store.client.log_batch(self.run_id, metrics=self._buffer[start : start + MAX_METRICS_PER_BATCH])
+        self._buffer.clear()
+        self._flushed_s = time.monotonic()
+
+    def finish(self, outcome: Outcome, detail: str = "") -> None:
+        """End the run and rewrite the summary of its cell."""
+        checked_outcome(outcome)
+        with self._lock:
+            if self._ended.is_set():
+                return
+            self._ended.set()
+        self.flush()
+        if outcome == "finished":
+            self._log_final()
+        set_tags(self._store, self.run_id, {"rlflow.outcome": outcome, "rlflow.detail": detail[:MAX_VALUE_LENGTH]})
+        self._store.client.set_terminated(self.run_id, TERMINAL_STATUS[outcome])
+        _summarise_cell(self._store, self._identity, self.cell_run_id)
+
+    def _log_final(self) -> None:
+        points = sorted({point.step: point.value for point in history(self._store, self.run_id, SCORE_METRIC)}.items())
+        try:
+            final = final_score([step for step, _ in points], [value for _, value in points], self._identity.budget)
+        except ValueError as error:
+            _log.warning("run %s is finished but has no final score: %s", self.run_id, error)
+            return
+        z = float(normalised_score(final, self._identity.anchor_base, self._identity.anchor_reference))
+        log_metrics(self._store, self.run_id, {"score/final": final, "score/normalised": z}, points[-1][0])
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_S):
+            try:
+                self.heartbeat()
+            except Exception as error:  # noqa: BLE001 - a missed beat must not end the training; the next may pass
+                _log.warning("heartbeat of run %s failed: %s", self.run_id, error)
+
+
+def publish_files(store: Store, suite: str, files: Sequence[Path], note: str) -> str:
+    """Log the board's files to the `kind=leaderboard` run and make `note` (Markdown) the experiment's note."""
+    run_id = ensure_board(store, suite)
+    for path in files:
+        store.client.log_artifact(run_id, str(path))
+    store.client.set_experiment_tag(ensure_experiment(store, suite), "mlflow.note.content", note)
+    store.client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def _summarise_cell(store: Store, identity: CellIdentity, cell_run: str) -> None:
+    """Rewrite `score/*` of the cell from its seeds; a diverged seed counts as the untrained policy."""
+    experiment = ensure_experiment(store, identity.suite)
+    with locked(store.lock_path):
+        seeds = search_runs(store, experiment, {"kind": "seed", "cell_id": identity.cell_id})
+        raw = [score for run in seeds if (score := _summary_score(run, identity.anchor_base)) is not None]
+        wall_s = sum(float(run.data.metrics.get("cost/wall_s", 0.0)) for run in seeds)
+        summary = {"score/n": float(len(raw)), "cost/wall_s": wall_s}
+        if raw:
+            z = normalised_score(raw, identity.anchor_base, identity.anchor_reference)
+            summary |= {"score/mean": float(np.mean(raw)), "score/normalised": float(np.mean(z))}
+        error = standard_error(raw)
+        if error is not None:
+            summary["score/se"] = error
+        log_metrics(store, cell_run, summary, identity.budget)
+        launched = json.loads(store.client.get_run(cell_run).data.tags["rlflow.seeds"])
+        if len(raw) == len(launched):
+            store.client.set_terminated(cell_run, "FINISHED")
+        else:
+            store.client.update_run(cell_run, status="RUNNING")
+
+
+def _summary_score(run: Run, anchor_base: float) -> float | None:
+    outcome = run.data.tags.get("rlflow.outcome")
+    if outcome == "diverged":
+        return anchor_base
+    return run.data.metrics.get("score/final") if outcome == "finished" else None
+
+
+def _refuse_if_taken(run: Run) -> None:
+    tags = run.data.tags
+    seed, outcome = tags["rlflow.seed"], tags.get("rlflow.outcome")
+    if outcome in ("finished", "diverged"):
+        raise TrackingError(
+            f"expected seed {seed} of cell {tags['rlflow.cell_id']} to have no result, found run {run.info.run_id} "
+            f"({outcome}); a result is never replaced: use another seed or another suite version"
+        )
+    if outcome == "running" and not stale(tags):
+        raise TrackingError(
+            f"expected seed {seed} of cell {tags['rlflow.cell_id']} to be free, found it running in process "
+            f"{tags.get('rlflow.process')}; wait for it or stop it"
+        )
+
+
+def _liveness() -> dict[str, str]:
+    return {"rlflow.heartbeat": f"{time.time():.0f}", "rlflow.process": provenance.process()}
+
+
+def _provenance() -> dict[str, str]:
+    sha, dirty = provenance.git_state()
+    return {
+        "rlflow.git_sha": sha,
+        "rlflow.git_dirty": str(dirty).lower(),
+        "rlflow.hardware": provenance.hardware(),
+        "rlflow.lock_sha": provenance.environment_digest(),
+    }

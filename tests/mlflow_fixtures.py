@@ -1,0 +1,61 @@
+"""A real MLflow SQLite store for tests: migrated once per session, copied for every test."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlflow.cell import CellIdentity
+from rlflow.store import Store, open_store
+
+CONFIG = {
+    "algorithm": {"name": "ppo", "clip": 0.2},
+    "task": {"name": "toy/walk", "sizes": [4, 8]},
+    "trainer": {"seed": 0},
+}
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database whose migrations have run."""
+    folder = tmp_path_factory.mktemp("migrated")
+    open_store(results=folder)
+    database = folder / "mlflow.db"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return database
+
+
+@pytest.fixture
+def store(migrated_database: Path, tmp_path: Path) -> Store:
+    """A store of this test alone, under `tmp_path / "results"`."""
+    results = tmp_path / "results"
+    results.mkdir()
+    shutil.copy(migrated_database, results / "mlflow.db")
+    return open_store(results=results)
+
+
+@pytest.fixture
+def identity() -> Callable[..., CellIdentity]:
+    """Makes the identity of a cell of the suite `toy@1`, with anchors 0 and 10 and a budget of 400 samples."""
+
+    def make(algorithm: str = "ppo", task: str = "toy/walk", **changes: Any) -> CellIdentity:  # noqa: ANN401
+        policy = changes.pop("policy", "gaussian")
+        values: dict[str, Any] = {
+            "suite": "toy@1",
+            "cell_id": f"v1-{algorithm}-{task.replace('/', '-')}-{policy}",
+            "task_version": "1",
+            "anchor_base": 0.0,
+            "anchor_reference": 10.0,
+            "budget": 400,
+            "suite_digest": "d1",
+        }
+        return CellIdentity(algorithm=algorithm, task=task, policy=policy, **(values | changes))
+
+    return make
