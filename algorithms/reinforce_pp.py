@@ -1,0 +1,82 @@
+"""REINFORCE++: no critic, KL inside the reward, advantages whitened over the whole batch (arXiv 2501.03262)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from rlflow.advantage import group_moments, returns_to_go, whiten
+from rlflow.algorithm import Algorithm, Loss
+from rlflow.loss import clip_fraction, clipped_surrogate, k1, k2, ratio
+from rlflow.policy import Policy
+from rlflow.rollout import Minibatch, Rollout, Targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReinforcePP(Algorithm):
+    r"""$A_t = \mathrm{whiten}\big(\sum_{s\ge t}\gamma^{s-t}(r_s - \beta\,k_1(s))\big)$ in PPO's clipped objective (eq. 3-6).
+
+    Attributes:
+        variant: `plain`, KL (k1) in the reward; `baseline`, the group's mean return is subtracted first and the KL
+            (k2) moves to the loss.
+        beta: KL weight. Too low: drifts from the reference; too high: no gain.
+        gamma: Discount per decision (1 for single decisions and tokens).
+        clip: Clip range of the ratio.
+        reward_clip: Limit of |reward| per decision (0 = off).
+        k1_clamp: Limit of each decision's |k1|.
+    """
+
+    variant: Literal["plain", "baseline"] = "plain"
+    beta: float = 0.01
+    gamma: float = 1.0
+    clip: float = 0.2
+    reward_clip: float = 10.0
+    k1_clamp: float = 10.0
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """Likelihoods of policy and reference."""
+        return frozenset({"log_prob", "reference"})
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.beta < 0 or not 0 < self.gamma <= 1:
+            raise ValueError(f"expected beta >= 0 and 0 < gamma <= 1, found beta={self.beta}, gamma={self.gamma}")
+
+    def targets(self, policy: Policy, rollout: Rollout) -> Targets:
+        """Whitened returns-to-go `[B, T]`, in the `baseline` variant relative to the group."""
+        assert rollout.old_log_prob is not None
+        reward = rollout.reward
+        if self.reward_clip > 0:
+            reward = reward.clamp(-self.reward_clip, self.reward_clip)
+        metrics: dict[str, torch.Tensor | float] = {}
+        tensors = {}
+        ref_log_prob = policy.ref_log_prob(rollout)
+        if self.variant == "plain":
+            penalty = k1(rollout.old_log_prob, ref_log_prob).sum(-1).clamp(-self.k1_clamp, self.k1_clamp)
+            reward = reward - self.beta * torch.where(rollout.mask, penalty, 0.0)
+            metrics["ref_k1"] = penalty[rollout.mask].mean()
+        else:
+            tensors["ref_log_prob"] = ref_log_prob
+        returns = returns_to_go(reward, rollout.boundary, gamma=self.gamma)
+        if self.variant == "baseline":
+            returns = returns - group_moments(returns, rollout.group, rollout.mask)[0]
+        tensors["advantage"] = whiten(returns, rollout.mask)
+        metrics["return_mean"] = returns[rollout.mask].mean()
+        return Targets(tensors=tensors, metrics=metrics)
+
+    def loss(self, policy: Policy, minibatch: Minibatch) -> Loss:
+        """Clipped ratio per (T, K), plus beta * k2 in the `baseline` variant."""
+        assert minibatch.old_log_prob is not None
+        log_prob = policy.log_prob(minibatch)
+        rho = ratio(log_prob, minibatch.old_log_prob)
+        clip = {"clip_low": self.clip, "clip_high": self.clip}
+        terms = {"policy": minibatch.mean(clipped_surrogate(rho, minibatch.targets["advantage"], **clip))}
+        metrics = {"clip_fraction": minibatch.mean(clip_fraction(rho, **clip)), "ratio": minibatch.mean(rho.detach())}
+        if self.variant == "baseline" and self.beta > 0:
+            kl = minibatch.mean(k2(log_prob, minibatch.targets["ref_log_prob"]))
+            terms["kl"] = self.beta * kl
+            metrics["ref_k2"] = kl.detach()
+        return Loss(terms=terms, metrics=metrics)

@@ -1,0 +1,60 @@
+"""The algorithm contract: frozen configuration, targets from a scored rollout, loss of a minibatch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from rlflow.policy import Policy
+from rlflow.rollout import Minibatch, Rollout, Targets
+
+
+@dataclass(kw_only=True)
+class Loss:
+    """Named scalar terms whose sum is minimised.
+
+    Attributes:
+        terms: Differentiable scalars made by `Minibatch.mean` or `mean_rows`: parts of a mean over the optimiser batch.
+        metrics: Detached scalars of the same kind (parts that add up), logged as `loss/NAME`.
+    """
+
+    terms: dict[str, Tensor]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of the terms."""
+        return sum(self.terms.values(), start=next(iter(self.terms.values())) * 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm(ABC):
+    """A learning rule on the `[B, T, K]` block; knows neither task nor policy class.
+
+    Attributes:
+        needs_groups: Whether rollouts are compared within a group, so that `group_size` must be at least 2.
+        window: Consecutive decisions that one row of a minibatch holds where decisions are independent.
+    """
+
+    needs_groups: ClassVar[bool] = False
+    window: ClassVar[int] | int = 1
+
+    @property
+    @abstractmethod
+    def requires(self) -> frozenset[str]:
+        """Capabilities asked of the policy under this configuration (see `rlflow.policy.PROTOCOLS`)."""
+
+    @abstractmethod
+    def targets(self, policy: Policy, rollout: Rollout) -> Targets:
+        """Targets of a scored rollout, before any update of this iteration; called without gradient."""
+
+    @abstractmethod
+    def loss(self, policy: Policy, minibatch: Minibatch) -> Loss:
+        """Loss of one minibatch of rows."""
+
+    def note(self, policy: Policy) -> str | None:
+        """A footnote that the board must carry for this pairing, or None."""
+        return None

@@ -1,0 +1,75 @@
+"""What a run has spent: seconds by stage, samples, tokens, optimiser steps, peak memory; cumulative."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from rlflow.rollout import Rollout
+
+TRAINING_STAGES = ("rollout_s", "reward_s", "targets_s", "update_s")
+
+
+@dataclass(kw_only=True)
+class Cost:
+    """Cumulative cost of a run.
+
+    Attributes:
+        seconds: Wall-clock seconds by stage; `eval_s` is measured but is not training time.
+        decisions: Unmasked decisions: tokens, environment steps or whole samples.
+        env_steps: Environment steps.
+        optimizer_steps: Optimiser steps.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    decisions: int = 0
+    env_steps: int = 0
+    optimizer_steps: int = 0
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the duration of a block to `stage`."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
+
+    def count(self, rollout: Rollout, unit: str) -> None:
+        """Add one scored rollout of this rank."""
+        self.decisions += rollout.num_decisions
+        if unit == "env_steps":
+            self.env_steps += rollout.num_decisions
+
+    def metrics(self, device: torch.device) -> dict[str, float]:
+        """Flat `cost/...` metrics; `cost/wall_s` is training time without evaluation."""
+        wall = sum(self.seconds.get(stage, 0.0) for stage in TRAINING_STAGES)
+        on_gpu = device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(device) if on_gpu else _resident_bytes()
+        return {
+            "cost/wall_s": wall,
+            "cost/gpu_s": wall if on_gpu else 0.0,
+            **{f"cost/{stage}": value for stage, value in self.seconds.items()},
+            "cost/tokens": float(self.decisions),
+            "cost/env_steps": float(self.env_steps),
+            "cost/optimizer_steps": float(self.optimizer_steps),
+            "cost/peak_gb": peak / 1e9,
+        }
+
+    def state_dict(self) -> dict[str, object]:
+        """Plain data for the checkpoint."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Continue counting."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def _resident_bytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

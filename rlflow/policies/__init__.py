@@ -1,0 +1,1 @@
+"""Policies shared by tasks; each answers the capability protocols of `rlflow.policy`."""

@@ -1,0 +1,299 @@
+"""Velocity-field flow policy: one class for image latents and control actions.
+
+A decision is a sample of a conditional rectified flow. With `log_prob` or `reference` asked for, training samples
+leave an SDE trajectory behind (its transitions are the K refinement steps); with `elbo` asked for, CFM probes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rlflow.flow_matching import cfm_loss, integrate, reduce_dims, sde_step, time_grid
+from rlflow.policies.heads import RunningNorm
+from rlflow.policy import Policy
+from rlflow.random import Noise
+from rlflow.rollout import Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """Sampler and likelihood of a flow policy.
+
+    Attributes:
+        train_steps: Denoising steps while training (denoising reduction). Too few: biased samples; many: slow.
+        eval_steps: Denoising steps of evaluation.
+        shift: Shift of the `linspace_shift` grid; 1 is linear.
+        solver: ODE solver of deterministic steps, `euler` or `heun`.
+        sde: Kind of stochastic step: `flow_sde`, `cps` or `dance`.
+        noise_level: a of the stochastic step. Too low: no exploration; too high: samples leave the data manifold.
+        window: Number of consecutive stochastic, trained steps (0 = all but the last).
+        window_start: First step of the window, or -1 for a random start per rollout.
+        reduction: Reduction over dimensions of log-prob and CFM loss: `mean`, `sum`, `sqrt_d`.
+        num_probes: CFM probes per decision.
+        probe_loss: CFM loss parameterisation, `u` or `eps`.
+        kl: `latent`, (mean - ref mean)^2 / (2 std^2) with std including sqrt(-dt); or `velocity`, |v - v_ref|^2,
+            both mean over dimensions. At CFM probes where no trajectory is stored, always `velocity`.
+        eval_start: `noise`, fixed seeded noise; `mean`, the zero start.
+        replay: `stepwise`, K forwards of the sampler's batch (bit-exact ratio 1); `folded`, one forward of K times
+            the rows (faster for small networks).
+    """
+
+    train_steps: int = 10
+    eval_steps: int = 20
+    shift: float = 1.0
+    solver: Literal["euler", "heun"] = "euler"
+    sde: Literal["flow_sde", "cps", "dance"] = "flow_sde"
+    noise_level: float = 0.7
+    window: int = 0
+    window_start: int = 0
+    reduction: Literal["mean", "sum", "sqrt_d"] = "mean"
+    num_probes: int = 8
+    probe_loss: Literal["u", "eps"] = "u"
+    kl: Literal["latent", "velocity"] = "latent"
+    eval_start: Literal["noise", "mean"] = "noise"
+    replay: Literal["stepwise", "folded"] = "stepwise"
+
+    def __post_init__(self) -> None:
+        """Check the window against the grid."""
+        if self.train_steps < 2 or self.eval_steps < 1 or self.num_probes < 1:
+            raise ValueError(
+                f"flow: expected train_steps >= 2, eval_steps >= 1, num_probes >= 1, found {self.train_steps}, "
+                f"{self.eval_steps}, {self.num_probes}"
+            )
+        last = self.window_start + self.window
+        if self.window < 0 or last > self.train_steps - 1:
+            raise ValueError(
+                f"flow: the window [{self.window_start}, {last}) must end before the last of {self.train_steps} training "
+                "steps (it is almost deterministic); lower window or window_start"
+            )
+
+
+class FlowPolicy(Policy):
+    """A velocity network `actor(x [n, *A], s [n], context) -> v [n, *A]` with heads on the context.
+
+    Action record (training): `sample [B, T, *A]`; for SDE likelihoods `latents [B, T, K+1, *A]` and
+    `times [B, T, K+1]`, and `log_prob [B, T, K]` where replay repeats the sampler's batches; for bounds
+    `probe_eps [B, T, N, *A]` and `probe_time [B, T, N]`.
+    """
+
+    def __init__(
+        self,
+        actor: nn.Module,
+        shape: tuple[int, ...],
+        config: FlowConfig,
+        *,
+        requires: frozenset[str],
+        critic: nn.Module | None = None,
+        partition: nn.Module | None = None,
+        normaliser: RunningNorm | None = None,
+        reference: str = "initial",
+    ) -> None:
+        """Wrap networks.
+
+        Args:
+            actor: Velocity network.
+            shape: A, the shape of one decision.
+            config: Sampler and likelihood.
+            requires: Capabilities that the algorithm asks for.
+            critic: Context rows to `[n]` (see `ContextHead`).
+            partition: Context rows to `[n]`, log Z.
+            normaliser: Statistics of `context["observation"]`, updated at the end of each iteration.
+            reference: See `Policy`.
+        """
+        super().__init__(requires, reference)
+        self.actor = actor
+        self.shape = tuple(shape)
+        self.config = config
+        self.critic = critic
+        self.partition = partition
+        self.normaliser = normaliser
+        self.freeze_reference()
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether training samples walk the SDE and leave a trajectory."""
+        return "log_prob" in self.requires
+
+    def sample(
+        self, context: dict[str, Tensor], noise: Noise, *, train: bool = True, initial: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """One decision per context row.
+
+        Args:
+            context: Leaves `[n, ...]`.
+            noise: Row noise.
+            train: Training grid and record; otherwise the evaluation grid, `sample` only.
+            initial: `[n, *A]` start of the flow, e.g. shared within a group; drawn when None.
+
+        Returns:
+            The record without its T axis: leaves `[n, ...]`.
+        """
+        rows = self._rows(context)
+        n = next(iter(rows.values())).shape[0]
+        if initial is None:
+            at_mean = not train and self.config.eval_start == "mean"
+            initial = torch.zeros(n, *self.shape, device=noise.device) if at_mean else noise.normal((n, *self.shape))
+
+        def velocity(x: Tensor, s: Tensor) -> Tensor:
+            v: Tensor = self.actor(x, s, rows)
+            return v
+
+        if not train:
+            return {"sample": integrate(velocity, initial, self._grid(self.config.eval_steps, noise), self.config.solver)}
+        grid = self._grid(self.config.train_steps, noise)
+        if self.is_stochastic:
+            record = self._walk(velocity, initial, grid, noise)
+        else:
+            record = {"sample": integrate(velocity, initial, grid, self.config.solver)}
+        if "elbo" in self.requires:
+            record["probe_eps"] = noise.normal((n, self.config.num_probes, *self.shape))
+            record["probe_time"] = noise.uniform((n, self.config.num_probes))
+        return record
+
+    def log_prob(self, rollout: Rollout) -> Tensor:
+        """`[B, T, K]` SDE transition densities of the stored trajectory, reduced over A by `config.reduction`."""
+        x, x_next, s, s_next = self._transitions(rollout)
+        v = rollout.memo(self, "trajectory", lambda: self._velocities(self.actor, rollout))
+        step = sde_step(
+            x, v, s, s_next, a=self.config.noise_level, kind=self.config.sde, x_next=x_next,
+            reduction=self.config.reduction,
+        )  # fmt: skip
+        assert step.log_prob is not None
+        return step.log_prob.view(*rollout.mask.shape, -1)
+
+    def ref_log_prob(self, rollout: Rollout) -> Tensor:
+        """`[B, T, K]` under the reference network."""
+        x, x_next, s, s_next = self._transitions(rollout)
+        with self.referenced_actor() as actor:
+            v = self._velocities(actor, rollout)
+        step = sde_step(
+            x, v, s, s_next, a=self.config.noise_level, kind=self.config.sde, x_next=x_next,
+            reduction=self.config.reduction,
+        )  # fmt: skip
+        assert step.log_prob is not None
+        return step.log_prob.view(*rollout.mask.shape, -1)
+
+    def elbo(self, rollout: Rollout) -> Tensor:
+        """`[B, T, N]` minus the CFM loss at each stored probe, reduced over A by `config.reduction`."""
+        merge = {k: rollout.action[k].flatten(0, 1) for k in ("sample", "probe_eps", "probe_time")}
+        loss = cfm_loss(
+            lambda x, t: rollout.memo(self, "probes", lambda: self._at_probes(self.actor, rollout)),
+            merge["sample"], merge["probe_eps"], merge["probe_time"],
+            parameterisation=self.config.probe_loss, reduction=self.config.reduction,
+        )  # fmt: skip
+        return -loss.view(*rollout.mask.shape, -1)
+
+    def kl(self, rollout: Rollout) -> Tensor:
+        """`[B, T, K]` (or `[B, T, N]` at probes) distance from the reference, in the space that `config.kl` names."""
+        if "latents" not in rollout.action:
+            return self._probe_distance(rollout)
+        v = rollout.memo(self, "trajectory", lambda: self._velocities(self.actor, rollout))
+        with self.referenced_actor() as actor:
+            v_ref = self._velocities(actor, rollout)
+        if self.config.kl == "velocity":
+            distance = (v - v_ref).square()
+        else:
+            x, x_next, s, s_next = self._transitions(rollout)
+            a, kind = self.config.noise_level, self.config.sde
+            step = sde_step(x, v, s, s_next, a=a, kind=kind, x_next=x_next)
+            ref = sde_step(x, v_ref, s, s_next, a=a, kind=kind, x_next=x_next)
+            distance = (step.mean - ref.mean).square() / (2 * step.std.square())
+        return reduce_dims(distance, 1, "mean").view(*rollout.mask.shape, -1)
+
+    def value(self, rollout: Rollout) -> Tensor:
+        """`[B, T]` critic on the context."""
+        assert self.critic is not None, "built without 'value'"
+        answer: Tensor = self.critic(self._rows(self._merged(rollout)))
+        return answer.view(*rollout.mask.shape)
+
+    def log_partition(self, rollout: Rollout) -> Tensor:
+        """`[B, T]` log Z of each context."""
+        assert self.partition is not None, "built without 'partition'"
+        answer: Tensor = self.partition(self._rows(self._merged(rollout)))
+        return answer.view(*rollout.mask.shape)
+
+    def end_iteration(self, rollout: Rollout) -> None:
+        """Move the behaviour reference and take the rollout's observations into the statistics."""
+        super().end_iteration(rollout)
+        if self.normaliser is not None:
+            self.normaliser.update(rollout.context["observation"])
+
+    def _grid(self, num_steps: int, noise: Noise) -> Tensor:
+        return time_grid(num_steps, self.config.shift).to(noise.device)
+
+    def _walk(self, velocity: object, x: Tensor, grid: Tensor, noise: Noise) -> dict[str, Tensor]:
+        """Deterministic steps around a stochastic window; every stochastic transition is recorded."""
+        assert callable(velocity)
+        c = self.config
+        length = c.window or c.train_steps - 1
+        start = c.window_start if c.window_start >= 0 else noise.integer(c.train_steps - length)
+        latents, log_probs = [x], []
+        for k in range(c.train_steps):
+            s, s_next = (grid[i].expand(x.shape[0]) for i in (k, k + 1))
+            inside = start <= k < start + length
+            step = sde_step(
+                x, velocity(x, s), s, s_next, a=c.noise_level if inside else 0.0, kind=c.sde,
+                noise=noise.normal(x.shape) if inside else None, reduction=c.reduction,
+            )  # fmt: skip
+            x = step.x_next
+            if inside:
+                latents.append(x)
+                log_probs.append(step.log_prob)
+            elif k < start:
+                latents = [x]
+        times = grid[start : start + length + 1].expand(x.shape[0], -1)
+        record = {"sample": x, "latents": torch.stack(latents, dim=1), "times": times.contiguous()}
+        if c.replay == "stepwise":
+            record["log_prob"] = torch.stack([p for p in log_probs if p is not None], dim=1)
+        return record
+
+    def _transitions(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x, x_next `[B*T*K, *A]` and s, s_next `[B*T*K]`, in row-major order of (B, T, K)."""
+        latents, times = rollout.action["latents"], rollout.action["times"]
+        x, x_next = latents[:, :, :-1].flatten(0, 2), latents[:, :, 1:].flatten(0, 2)
+        return x, x_next, times[..., :-1].reshape(-1), times[..., 1:].reshape(-1)
+
+    def _velocities(self, actor: nn.Module, rollout: Rollout) -> Tensor:
+        """Velocity at every stored transition, `[B*T*K, *A]`."""
+        latents, times = rollout.action["latents"].flatten(0, 1), rollout.action["times"].flatten(0, 1)
+        num_steps = latents.shape[1] - 1
+        if self.config.replay == "folded":
+            v: Tensor = actor(
+                latents[:, :-1].flatten(0, 1), times[:, :-1].reshape(-1), self._repeated(rollout, num_steps)
+            )
+            return v.float()
+        rows = self._rows(self._merged(rollout))
+        steps = [actor(latents[:, k], times[:, k], rows) for k in range(num_steps)]
+        return torch.stack(steps, dim=1).flatten(0, 1).float()
+
+    def _probe_distance(self, rollout: Rollout) -> Tensor:
+        v = rollout.memo(self, "probes", lambda: self._at_probes(self.actor, rollout))
+        with self.referenced_actor() as actor:
+            v_ref = self._at_probes(actor, rollout)
+        return reduce_dims((v - v_ref).square(), 1, "mean").view(*rollout.mask.shape, -1)
+
+    def _at_probes(self, actor: nn.Module, rollout: Rollout) -> Tensor:
+        """Velocity at every stored probe, `[B*T*N, *A]`."""
+        clean, eps, time = (rollout.action[k].flatten(0, 1) for k in ("sample", "probe_eps", "probe_time"))
+        t = time.view(*time.shape, *[1] * len(self.shape))
+        x_t = (t * eps + (1 - t) * clean.unsqueeze(1)).flatten(0, 1)
+        v: Tensor = actor(x_t, time.reshape(-1), self._repeated(rollout, time.shape[1]))
+        return v.float()
+
+    def _merged(self, rollout: Rollout) -> dict[str, Tensor]:
+        if rollout.decisions_independent:
+            return {k: v.flatten(0, 1) for k, v in rollout.context.items()}
+        return rollout.context
+
+    def _repeated(self, rollout: Rollout, times: int) -> dict[str, Tensor]:
+        rows = self._rows(self._merged(rollout))
+        return {k: v.repeat_interleave(times, dim=0) for k, v in rows.items()}
+
+    def _rows(self, context: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.normaliser is None:
+            return context
+        return {**context, "observation": self.normaliser(context["observation"])}

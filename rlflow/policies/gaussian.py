@@ -1,0 +1,122 @@
+"""Gaussian policy: one Normal decision per context, K = 1; the bound of its likelihood is the likelihood itself."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from rlflow.policies.heads import RunningNorm
+from rlflow.policy import Policy
+from rlflow.random import Noise
+from rlflow.rollout import Rollout
+
+
+class DiagonalGaussian(nn.Module):
+    """Mean network and a log standard deviation that does not depend on the state."""
+
+    def __init__(self, mean: nn.Module, action_dim: int, log_std: float = 0.0) -> None:
+        super().__init__()
+        self.mean = mean
+        self.log_std = nn.Parameter(torch.full((action_dim,), float(log_std)))
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """`[n, C]` to mean `[n, A]` and log std `[A]`."""
+        return self.mean(observation), self.log_std
+
+
+class GaussianPolicy(Policy):
+    """Reads `context["observation"]`, records `action["action"]`; log-prob is summed over the action's dimensions."""
+
+    elbo_is_tight: ClassVar[bool] = True
+    actor: DiagonalGaussian
+
+    def __init__(
+        self,
+        actor: DiagonalGaussian,
+        *,
+        requires: frozenset[str],
+        critic: nn.Module | None = None,
+        partition: nn.Module | None = None,
+        normaliser: RunningNorm | None = None,
+        reference: str = "behaviour",
+    ) -> None:
+        """Wrap networks.
+
+        Args:
+            actor: Mean and log std.
+            requires: Capabilities that the algorithm asks for.
+            critic: `[n, C]` to `[n, 1]`.
+            partition: `[n, C]` to `[n, 1]`, log Z.
+            normaliser: Observation statistics, updated once at the end of each iteration.
+            reference: See `Policy`.
+        """
+        super().__init__(requires, reference)
+        self.actor = actor
+        self.critic = critic
+        self.partition = partition
+        self.normaliser = normaliser
+        self.freeze_reference()
+
+    def sample(self, context: dict[str, Tensor], noise: Noise, *, train: bool = True) -> dict[str, Tensor]:
+        """`observation [n, C]` to `action [n, A]`; the mean when not training."""
+        mean, log_std = self.actor(self._normalised(context["observation"]))
+        return {"action": mean + log_std.exp() * noise.normal(mean.shape) if train else mean}
+
+    def log_prob(self, rollout: Rollout) -> Tensor:
+        """`[B, T, 1]` log Normal density, summed over A."""
+        return self._log_prob(self.actor, rollout)
+
+    def ref_log_prob(self, rollout: Rollout) -> Tensor:
+        """`[B, T, 1]` under the reference."""
+        with self.referenced_actor() as actor:
+            return self._log_prob(actor, rollout)
+
+    def elbo(self, rollout: Rollout) -> Tensor:
+        """`[B, T, 1]`: the log-likelihood, since the bound is tight."""
+        return self.log_prob(rollout)
+
+    def kl(self, rollout: Rollout) -> Tensor:
+        """`[B, T, 1]` closed-form KL(policy, reference), summed over A."""
+        observation = self._normalised(rollout.context["observation"])
+        with self.referenced_actor() as actor:
+            ref_mean, ref_log_std = actor(observation)
+        mean, log_std = self.actor(observation)
+        variance_ratio = (2 * (log_std - ref_log_std)).exp()
+        distance = ((mean - ref_mean) / ref_log_std.exp()).square()
+        kl: Tensor = 0.5 * (variance_ratio + distance - 1 - 2 * (log_std - ref_log_std)).sum(-1, keepdim=True)
+        return kl
+
+    def entropy(self, rollout: Rollout) -> Tensor:
+        """`[B, T]` differential entropy, the same in every state."""
+        per_dimension = self.actor.log_std + 0.5 * math.log(2 * math.pi * math.e)
+        return per_dimension.sum().expand(rollout.mask.shape)
+
+    def value(self, rollout: Rollout) -> Tensor:
+        """`[B, T]` critic."""
+        assert self.critic is not None, "built without 'value'"
+        answer: Tensor = self.critic(self._normalised(rollout.context["observation"]))
+        return answer.squeeze(-1)
+
+    def log_partition(self, rollout: Rollout) -> Tensor:
+        """`[B, T]` log Z of each state."""
+        assert self.partition is not None, "built without 'partition'"
+        answer: Tensor = self.partition(self._normalised(rollout.context["observation"]))
+        return answer.squeeze(-1)
+
+    def end_iteration(self, rollout: Rollout) -> None:
+        """Move the behaviour reference and take the rollout's observations into the statistics."""
+        super().end_iteration(rollout)
+        if self.normaliser is not None:
+            self.normaliser.update(rollout.context["observation"])
+
+    def _normalised(self, observation: Tensor) -> Tensor:
+        return observation.float() if self.normaliser is None else self.normaliser(observation)
+
+    def _log_prob(self, actor: nn.Module, rollout: Rollout) -> Tensor:
+        mean, log_std = actor(self._normalised(rollout.context["observation"]))
+        z = (rollout.action["action"].float() - mean) * (-log_std).exp()
+        density = -0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)
+        return density.sum(-1, keepdim=True)

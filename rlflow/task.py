@@ -1,0 +1,125 @@
+"""The task contract: where decisions are made, what they earn, how a policy is judged."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from rlflow.policy import Policy
+from rlflow.random import Noise
+from rlflow.rollout import Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anchors:
+    """Fixed scores that normalise this task version on the board.
+
+    Attributes:
+        base: Measured score of the untrained policy, in units of `score`.
+        reference: Score that counts as 1.
+    """
+
+    base: float
+    reference: float
+
+
+@dataclass(kw_only=True)
+class Evaluation:
+    """Result of judging a policy on the frozen set.
+
+    Attributes:
+        metrics: Scalars; `score` is the one that the board ranks (higher is better).
+        items: One row per evaluated item, written to eval/per_item.csv.
+        files: Sample artifacts by file name: a function that writes the file at the path it is given, so that
+            nothing is rendered unless it is logged.
+    """
+
+    metrics: dict[str, float]
+    items: list[dict[str, Any]] = field(default_factory=list)
+    files: Mapping[str, SampleWriter] = field(default_factory=dict)
+
+
+class SampleWriter(ABC):
+    """Writes one sample artifact."""
+
+    @abstractmethod
+    def __call__(self, path: Path) -> None:
+        """Write the file at `path`."""
+
+
+@dataclass(kw_only=True)
+class Task(ABC):
+    """A task family member with its sizes; resources (environments, models) open on first use.
+
+    Attributes:
+        name: Registered name, e.g. `image/shapes`.
+        groups_per_rollout: Groups (shared starts) per iteration over all ranks. Too few: noisy updates; too many:
+            few updates for the same budget of samples.
+        group_size: Rollouts per group. Group-relative algorithms need at least 2.
+    """
+
+    version: ClassVar[str]
+    unit: ClassVar[str] = "rollouts"
+    policies: ClassVar[dict[str, str]]
+    name_field: ClassVar[str | None] = None
+
+    name: str
+    groups_per_rollout: int
+    group_size: int
+
+    @property
+    @abstractmethod
+    def policy_kind(self) -> str:
+        """Key of `policies` that this configuration uses."""
+
+    @property
+    def samples_per_rollout(self) -> int:
+        """Budget that one iteration consumes over all ranks: scored rollouts, or environment steps."""
+        return self.groups_per_rollout * self.group_size
+
+    @property
+    def rows_per_rollout(self) -> int:
+        """Rows that minibatches divide, over all ranks: rollouts, or decisions where those are independent."""
+        return self.groups_per_rollout * self.group_size
+
+    @property
+    @abstractmethod
+    def anchors(self) -> Anchors:
+        """Fixed normalisation of this version."""
+
+    @abstractmethod
+    def starts(self) -> Sequence[int]:
+        """Ids of the training starts (prompt indices, seeds); never overlaps the evaluation set."""
+
+    @abstractmethod
+    def policy(self, requires: frozenset[str]) -> Policy:
+        """The policy with exactly the heads that `requires` names; initial weights come from torch's global RNG."""
+
+    @abstractmethod
+    def rollout(self, policy: Policy, starts: Tensor, noise: Noise) -> Rollout:
+        """Act from `starts [groups]` int64 on this rank, `group_size` rollouts each, group-major; no gradient."""
+
+    @abstractmethod
+    def score(self, rollout: Rollout) -> Rollout:
+        """Fill `reward [B, T]` and `reward_terms`; raises on a reward that cannot be computed, never a silent 0."""
+
+    @abstractmethod
+    def evaluate(self, policy: Policy, noise: Noise) -> Evaluation:
+        """Judge on the frozen held-out set, with the task's own fixed seeds (`noise` only carries the device)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the rollout carries from one iteration to the next (environments, normalisers); tensors and plain data."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken."""
+        if state:
+            raise ValueError(f"task {self.name!r} keeps no state, but the checkpoint has {sorted(state)}")
+
+    def close(self) -> None:
+        """Release resources; called once at the end of a run."""

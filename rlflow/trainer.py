@@ -1,0 +1,351 @@
+"""The loop: rollout -> score -> targets -> minibatch losses -> optimiser steps -> track, for every pair alike.
+
+One `training_step` is one iteration: Lightning's cost per batch is then within noise of a bare loop. Lightning owns
+devices, precision, strategy and checkpoints; optimisation is manual because one rollout feeds many steps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from rlflow import distributed
+from rlflow.config import Config
+from rlflow.cost import Cost
+from rlflow.random import Noise, Streams, generator
+from rlflow.rollout import Minibatch, Rollout, Targets, assert_shapes, flatten_targets, minibatch
+from rlflow.task import Evaluation
+
+CHECKPOINT = "last.ckpt"
+CHECKPOINT_VERSION = 1
+
+
+class DivergedError(ArithmeticError):
+    """A number that is not finite; names the stage and the samples consumed."""
+
+    def __init__(self, stage: str, what: str, samples: int) -> None:
+        super().__init__(f"{stage}: {what} is not finite after {samples} samples")
+        self.stage = stage
+        self.samples = samples
+
+
+class Tracker(Protocol):
+    """Where numbers and artifacts go (see `rlflow.tracking`)."""
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Record scalars at `step` samples."""
+
+    def artifact(self, path: Path, folder: str) -> None:
+        """Keep a file under `folder`."""
+
+
+class Starts(Dataset[Tensor]):
+    """Start ids of each iteration `[groups]`, over all ranks: shuffled passes over the task's starts, from the seed alone."""
+
+    def __init__(self, config: Config, first: int) -> None:
+        self.ids = config.task.starts()
+        self.groups = config.task.groups_per_rollout
+        self.seed = config.trainer.seed
+        self.first = first
+        self.last = config.num_iterations
+
+    def __len__(self) -> int:
+        """Iterations left; without a length Lightning prefetches a rollout made by stale weights."""
+        return max(self.last - self.first, 0)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Starts of iteration `first + index`."""
+        begin = (self.first + index) * self.groups
+        return torch.tensor([self._id(position) for position in range(begin, begin + self.groups)])
+
+    def _id(self, position: int) -> int:
+        size = len(self.ids)
+        if size > 1_000_000:
+            return self.ids[int(torch.randint(size, (1,), generator=generator(self.seed, "start", position)))]
+        epoch, place = divmod(position, size)
+        order = torch.randperm(size, generator=generator(self.seed, "starts", epoch))
+        return self.ids[int(order[place])]
+
+
+class Loop(L.LightningModule):
+    """One run: a policy, an algorithm and a task, through the whole budget."""
+
+    def __init__(self, config: Config, tracker: Tracker, folder: Path) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.config = config
+        self.tracker = tracker
+        self.folder = folder
+        self.algorithm, self.task = config.algorithm, config.task
+        self.streams = Streams(config.trainer.seed)
+        torch.manual_seed(self.streams["init"].initial_seed())
+        self.policy = self.task.policy(self.algorithm.requires)
+        self.iteration = 0
+        self.evaluations = 0
+        self.cost = Cost()
+        self.averaged = [p.detach().clone() for p in self._trainable()] if config.update.ema > 0 else []
+        self._resumed: dict[str, Any] | None = None
+
+    @property
+    def samples(self) -> int:
+        """Budget consumed so far, over all ranks."""
+        return self.iteration * self.task.samples_per_rollout
+
+    def training_step(self, starts: Tensor, _: int) -> None:
+        """One iteration of the loop."""
+        with self.cost.timed("rollout_s"), torch.no_grad():
+            rollout = self.task.rollout(self.policy, self._local(starts), self.noise("rollout"))
+            self._remember_behaviour(rollout)
+        with self.cost.timed("reward_s"), torch.no_grad():
+            rollout = self.task.score(rollout)
+            assert_shapes(rollout)
+            self._finite("reward", "the reward", rollout.reward)
+        with self.cost.timed("targets_s"), torch.no_grad():
+            targets = self.algorithm.targets(self.policy, rollout)
+            for name, tensor in targets.tensors.items():
+                self._finite("advantage", name, tensor)
+        with self.cost.timed("update_s"):
+            metrics = self._update(rollout, targets)
+            self.policy.end_iteration(rollout)
+        self.iteration += 1
+        self.cost.count(rollout, self.task.unit)
+        self._track(rollout, targets, metrics)
+        if self.samples >= self._next_evaluation():
+            self.judge()
+
+    def judge(self) -> Evaluation:
+        """Evaluate on the frozen set, log it with its sample artifacts, and write the checkpoint."""
+        with self.cost.timed("eval_s"), torch.no_grad(), self.evaluated_weights():
+            result = self.task.evaluate(self.policy, self.noise("eval"))
+        self.evaluations += 1
+        if self.is_first_rank:
+            self.tracker.log(_prefixed("eval", result.metrics) | self.cost.metrics(self.device), self.samples)
+            write_samples(result, self.folder, self.tracker, self.samples)
+        self._finite("eval", "the score", torch.tensor(result.metrics["score"]))
+        self.trainer.save_checkpoint(self.folder / CHECKPOINT)
+        return result
+
+    def _update(self, rollout: Rollout, targets: Targets) -> dict[str, float]:
+        update, window = self.config.update, int(self.algorithm.window)
+        rows, goals = rollout.flatten(window), flatten_targets(targets, rollout, window)
+        totals: dict[str, Tensor] = {}
+        first_ratio: Tensor | None = None
+        self._set_learning_rate()
+        for _ in range(update.epochs):
+            for part in self._minibatches(rows, goals):
+                metrics = self._optimiser_step(part)
+                if first_ratio is None:
+                    first_ratio = metrics.get("loss/ratio")
+                for name, value in metrics.items():
+                    totals[name] = totals.get(name, torch.zeros_like(value)) + value
+        summed = distributed.all_sum(torch.stack([v.double() for v in totals.values()])) / update.updates_per_rollout
+        answer = dict(zip(totals, summed.tolist(), strict=True))
+        if first_ratio is not None:
+            answer["update/first_ratio_error"] = abs(float(distributed.all_sum(first_ratio[None])) - 1.0)
+        return answer
+
+    def _optimiser_step(self, part: Minibatch) -> dict[str, Tensor]:
+        """Accumulate the micro-batches of one optimiser batch, clip each parameter group apart, step."""
+        optimiser = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimiser, torch.optim.Optimizer)
+        optimiser.zero_grad(set_to_none=True)
+        metrics: dict[str, Tensor] = {}
+        for micro in part.split(self.config.update.micro_batch):
+            loss = self.algorithm.loss(self.policy, micro)
+            total = loss.total
+            self._finite("loss", "the loss", total.detach())
+            # DDP averages gradients over ranks, while the parts of a global mean have to be summed.
+            self.manual_backward(total * distributed.world_size())
+            for name, value in (loss.metrics | {f"{k}_loss": v.detach() for k, v in loss.terms.items()}).items():
+                metrics[f"loss/{name}"] = metrics.get(f"loss/{name}", torch.zeros_like(value)) + value
+        for group in optimiser.param_groups:
+            limit = self.config.update.grad_clip or math.inf
+            norm = nn.utils.clip_grad_norm_(group["params"], limit)
+            self._finite("update", f"the gradient of {group['name']}", norm)
+            metrics[f"update/grad_norm_{group['name']}"] = norm / distributed.world_size()
+        optimiser.step()
+        self.cost.optimizer_steps += 1
+        if self.averaged:
+            torch._foreach_lerp_(self.averaged, self._trainable(), 1.0 - self.config.update.ema)
+        return metrics
+
+    def _minibatches(self, rows: Rollout, goals: dict[str, Tensor]) -> Iterator[Minibatch]:
+        """One epoch: the global rows in random order, of which this rank takes its own."""
+        n, world, rank = rows.num_rollouts, distributed.world_size(), distributed.rank()
+        order = torch.randperm(n * world, generator=self.streams["minibatch"])
+        for chunk in order.chunk(self.config.update.updates_per_rollout // self.config.update.epochs):
+            local = chunk[(chunk >= rank * n) & (chunk < (rank + 1) * n)] - rank * n
+            empty = len(local) == 0
+            index = (torch.zeros(1, dtype=torch.int64) if empty else local).to(rows.device)
+            decisions = 0.0 if empty else float(rows.mask[index].sum())
+            total = float(distributed.all_sum(torch.tensor([decisions], device=rows.device)))
+            part = minibatch(rows, goals, index, max(total, 1.0), float(len(chunk)))
+            if empty:
+                # A rank without rows still has to join the gradient exchange.
+                part.mask = torch.zeros_like(part.mask)
+            yield part
+
+    def _remember_behaviour(self, rollout: Rollout) -> None:
+        """Fix the old likelihoods: those of the sampler where replay repeats its batches, else one replay."""
+        given = rollout.action.pop("log_prob", None)
+        if "log_prob" in self.algorithm.requires and rollout.old_log_prob is None:
+            rollout.old_log_prob = given if given is not None else self.policy.log_prob(rollout)
+
+    def _track(self, rollout: Rollout, targets: Targets, metrics: dict[str, float]) -> None:
+        terms = {name: float(value.float().mean()) for name, value in rollout.reward_terms.items()}
+        goals = {name: float(value) for name, value in targets.metrics.items()}
+        if not self.is_first_rank:
+            return
+        self.tracker.log(
+            _prefixed("rollout", rollout.metrics)
+            | _prefixed("reward", terms)
+            | _prefixed("advantage", goals)
+            | metrics
+            | self.cost.metrics(self.device),
+            self.samples,
+        )
+
+    def _next_evaluation(self) -> float:
+        intervals = self.config.trainer.num_evaluations - 1
+        budget = self.config.num_iterations * self.task.samples_per_rollout
+        return math.ceil(self.evaluations * budget / intervals) if self.evaluations <= intervals else math.inf
+
+    def _set_learning_rate(self) -> None:
+        update, progress = self.config.update, self.iteration / self.config.num_iterations
+        factor = min(1.0, (progress + 1 / self.config.num_iterations) / update.warmup_fraction) if update.warmup_fraction else 1.0
+        if update.lr_schedule == "linear":
+            factor *= 1.0 - progress * (1.0 - update.lr_final_fraction)
+        optimiser = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimiser, torch.optim.Optimizer)
+        for group in optimiser.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    def _finite(self, stage: str, what: str, value: Tensor) -> None:
+        if not bool(torch.isfinite(value).all()):
+            raise DivergedError(stage, what, self.samples)
+
+    def _local(self, starts: Tensor) -> Tensor:
+        groups = starts.shape[0] // distributed.world_size()
+        return starts[distributed.rank() * groups : (distributed.rank() + 1) * groups].to(self.device)
+
+    def noise(self, stream: str) -> Noise:
+        """Row noise of a named stream on this rank."""
+        where = torch.device(self.device)
+        if stream == "eval":
+            return Noise(generator=self.streams[stream], device=where)
+        return Noise(
+            generator=self.streams[stream], device=where, rank=distributed.rank(), world_size=distributed.world_size()
+        )
+
+    @property
+    def is_first_rank(self) -> bool:
+        """Whether this process writes."""
+        return distributed.rank() == 0
+
+    @contextmanager
+    def evaluated_weights(self) -> Iterator[None]:
+        """The averaged weights in place of the trained ones, where an average is kept."""
+        if not self.averaged:
+            yield
+            return
+        trained = [p.detach().clone() for p in self._trainable()]
+        self._assign(self.averaged)
+        try:
+            yield
+        finally:
+            self._assign(trained)
+
+    @torch.no_grad()
+    def _assign(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self._trainable(), values, strict=True):
+            parameter.copy_(value)
+
+    def _trainable(self) -> list[Tensor]:
+        return [p.data for p in self.policy.parameters() if p.requires_grad]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW with a group per role, so that heads have step sizes and gradient clips of their own."""
+        update = self.config.update
+        rates = {"actor": update.lr, "critic": update.critic_lr or update.lr, "partition": update.partition_lr or update.lr}
+        groups = [
+            {"params": params, "lr": rates[name], "initial_lr": rates[name], "name": name}
+            for name, params in self.policy.parameter_groups().items()
+        ]
+        return torch.optim.AdamW(
+            groups, betas=update.betas, eps=update.eps, weight_decay=update.weight_decay, fused=True
+        )
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        """Starts of the iterations left; rollouts are made in `training_step`."""
+        return DataLoader(Starts(self.config, self.iteration), batch_size=None, shuffle=False)
+
+    def on_train_start(self) -> None:
+        """Point 0 of the evaluation grid, or the place where a checkpoint left off."""
+        self.policy.eval()  # dropout would move the ratio off 1
+        self.averaged = [a.to(self.device) for a in self.averaged]
+        if self._resumed is not None:
+            optimiser = self.optimizers(use_pl_optimizer=False)
+            assert isinstance(optimiser, torch.optim.Optimizer)
+            optimiser.load_state_dict(self._resumed["optimizer_states"][0])
+        elif self.evaluations == 0:
+            self.judge()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add everything that the next iteration depends on."""
+        checkpoint["rlflow"] = {
+            "version": CHECKPOINT_VERSION,
+            "config": self.config.resolved,
+            "iteration": self.iteration,
+            "samples": self.samples,
+            "evaluations": self.evaluations,
+            "streams": self.streams.state_dict(),
+            "task": self.task.state_dict(),
+            "cost": self.cost.state_dict(),
+            "averaged": self.averaged,
+        }
+
+    def resume(self, checkpoint: dict[str, Any]) -> None:
+        """Continue from a loaded checkpoint: weights now, optimiser when training starts.
+
+        Lightning's own resume would replay its loop counters against a loader that only holds what is left.
+        """
+        state = checkpoint["rlflow"]
+        self.load_state_dict(checkpoint["state_dict"])
+        self.iteration, self.evaluations = state["iteration"], state["evaluations"]
+        self.streams.load_state_dict(state["streams"])
+        self.task.load_state_dict(state["task"])
+        self.cost.load_state_dict(state["cost"])
+        self.averaged = state["averaged"]
+        self._resumed = checkpoint
+
+
+def write_samples(result: Evaluation, folder: Path, tracker: Tracker, samples: int) -> None:
+    """Write per-item results and sample artifacts of one evaluation and hand them to the tracker."""
+    target = folder / "samples" / f"{samples:09d}"
+    target.mkdir(parents=True, exist_ok=True)
+    for name, writer in result.files.items():
+        path = target / name
+        writer(path)
+        tracker.artifact(path, f"samples/{samples:09d}")
+    if result.items:
+        path = target / "per_item.csv"
+        columns = list(result.items[0])
+        lines = [columns, *([str(item.get(c, "")) for c in columns] for item in result.items)]
+        import csv
+
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(lines)
+        tracker.artifact(path, "eval")
+
+
+def _prefixed(stage: str, metrics: dict[str, float]) -> dict[str, float]:
+    return {f"{stage}/{name}": float(value) for name, value in metrics.items()}
