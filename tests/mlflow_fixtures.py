@@ -45,7 +45,7 @@ def store(migrated_database: Path, tmp_path: Path) -> Store:
 def identity() -> Callable[..., CellIdentity]:
     """Makes the identity of a cell of the suite `toy@1`, with anchors 0 and 10 and a budget of 400 samples."""
 
-    def make(algorithm: str = "ppo", task: str = "toy/walk", **changes: Any) -> CellIdentity:  # noqa: ANN401
+    def make(algorithm: str = "ppo", task: str = "toy/walk", **changes: Any) -> CellIdentity:
         policy = changes.pop("policy", "gaussian")
         values: dict[str, Any] = {
             "suite": "toy@1",

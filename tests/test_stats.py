@@ -139,7 +139,8 @@ def test_interval_is_reproducible_and_contains_the_plain_one() -> None:
     assert first.estimate == pytest.approx(14 / 30, abs=EXACT)
     assert first.low < first.plain_low < first.estimate < first.plain_high < first.high
     # no replicate leaves the range of the data: (0.1 + 0.3) / 2 and (0.5 + 0.9) / 2
-    assert first.low >= 0.2 and first.high <= 0.7
+    assert first.low >= 0.2
+    assert first.high <= 0.7
 
 
 def test_interval_covers_at_three_seeds_where_the_plain_percentile_does_not() -> None:

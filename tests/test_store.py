@@ -16,7 +16,7 @@ import pytest
 from rlflow import store as store_module
 from rlflow.store import Store, TrackingError, ensure_experiment, open_store
 
-pytest_plugins = ("mlflow_fixtures",)
+pytest_plugins = ("tests.mlflow_fixtures",)
 
 
 def test_a_new_database_waits_for_other_writers(store: Store, tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_experiments_keep_artifacts_beside_the_database(store: Store, tmp_path: 
 
 def test_a_deleted_experiment_is_named(store: Store) -> None:
     store.client.delete_experiment(ensure_experiment(store, "toy@1"))
-    with pytest.raises(TrackingError, match="'toy@1'.*found it deleted; restore"):
+    with pytest.raises(TrackingError, match=r"'toy@1'.*found it deleted; restore"):
         ensure_experiment(store, "toy@1")
 
 
@@ -78,7 +78,7 @@ def test_a_server_that_does_not_answer_is_one_quick_error(tmp_path: Path, monkey
     with closing(socket.socket()) as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        with pytest.raises(TrackingError, match="found none within 0.3 s"):
+        with pytest.raises(TrackingError, match=r"found none within 0\.3 s"):
             open_store(f"http://127.0.0.1:{silent.getsockname()[1]}", results=tmp_path)
 
 

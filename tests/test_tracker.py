@@ -55,7 +55,7 @@ def test_memory_tracker_keeps_files_and_the_first_outcome(tmp_path: Path) -> Non
 
 def test_memory_tracker_refuses_a_missing_file_ragged_columns_and_unknown_outcomes(tmp_path: Path) -> None:
     tracker = MemoryTracker()
-    with pytest.raises(FileNotFoundError, match="none.png"):
+    with pytest.raises(FileNotFoundError, match=r"none\.png"):
         tracker.artifact(tmp_path / "none.png")
     with pytest.raises(ValueError, match="columns of one length"):
         tracker.table({"a": [1], "b": []}, "t.json")
