@@ -1,4 +1,4 @@
-"""The leaderboard as plain values: seeds, cells, entrants and pairs; `rlflow.ranking` makes it, `rlflow.report` shows it."""
+"""The leaderboard as plain values: seeds, cells, entrants and pairs, as `rlflow.ranking` makes them."""
 
 from __future__ import annotations
 

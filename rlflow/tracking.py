@@ -229,15 +229,16 @@ class SeedTracker:
         while not self._ended.wait(HEARTBEAT_S):
             try:
                 self.heartbeat()
-            except Exception as error:  # noqa: BLE001 - a missed beat must not end the training; the next may pass
+            except Exception as error:
                 _log.warning("heartbeat of run %s failed: %s", self.run_id, error)
 
 
-def publish_files(store: Store, suite: str, files: Sequence[Path], note: str) -> str:
-    """Log the board's files to the `kind=leaderboard` run and make `note` (Markdown) the experiment's note."""
+def publish_files(store: Store, suite: str, folder: Path, files: Sequence[Path], note: str) -> str:
+    """Log `files` of `folder` to the `kind=leaderboard` run and make `note` (Markdown) the experiment's note."""
     run_id = ensure_board(store, suite)
     for path in files:
-        store.client.log_artifact(run_id, str(path))
+        parent = path.relative_to(folder).parent.as_posix()
+        store.client.log_artifact(run_id, str(path), None if parent == "." else parent)
     store.client.set_experiment_tag(ensure_experiment(store, suite), "mlflow.note.content", note)
     store.client.set_terminated(run_id, "FINISHED")
     return run_id

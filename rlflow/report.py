@@ -1,0 +1,83 @@
+"""Writes the board to files and publishes it in MLflow; equal boards give byte-identical files."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlflow.board import Board
+from rlflow.figures import draw_all, to_png, to_svg
+from rlflow.report_html import html_page
+from rlflow.report_text import board_csv, markdown, pairs_csv, seeds_csv
+from rlflow.store import Store
+from rlflow.tracking import publish_files
+
+NOTE_LENGTH = 4900
+
+
+class ReportError(RuntimeError):
+    """The report cannot be written; the message names the folder and the fix."""
+
+
+def write_board(board: Board, folder: Path) -> list[Path]:
+    """Write leaderboard.md, .html and .csv, pairwise.csv, seeds.csv and figures/*.svg|png.
+
+    Every file is written beside its place and moved there, so that a reader never sees half of one.
+
+    Args:
+        board: The board.
+        folder: Made where it is missing; other files in it stay.
+
+    Returns:
+        The files, leaderboard.md first.
+
+    Raises:
+        ReportError: The folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return [_write(folder / name, content) for name, content in _contents(board)]
+    except OSError as error:
+        raise ReportError(
+            f"expected a folder that can be written at {folder}, found: {error.strerror}; choose another"
+        ) from error
+
+
+def publish_board(store: Store, board: Board, folder: Path) -> list[Path]:
+    """Write the board to `folder`, log the files to the suite's leaderboard run, make it the experiment's note."""
+    files = write_board(board, folder)
+    publish_files(store, board.suite, folder, files, note(board))
+    return files
+
+
+def note(board: Board) -> str:
+    """The Markdown, cut at a line where it is longer than an MLflow experiment tag may be."""
+    whole = markdown(board)
+    if len(whole) <= NOTE_LENGTH:
+        return whole
+    return (
+        whole[:NOTE_LENGTH].rpartition("\n")[0] + "\n\n(cut; the whole board is in leaderboard.md of the board's run)\n"
+    )
+
+
+def _contents(board: Board) -> Iterator[tuple[str, bytes]]:
+    figures = draw_all(board)
+    yield "leaderboard.md", markdown(board).encode()
+    yield "leaderboard.html", html_page(board, figures).encode()
+    yield "leaderboard.csv", board_csv(board).encode()
+    yield "pairwise.csv", pairs_csv(board).encode()
+    yield "seeds.csv", seeds_csv(board).encode()
+    for name, figure in figures.items():
+        yield f"figures/{name}.svg", to_svg(figure).encode()
+        yield f"figures/{name}.png", to_png(figure)
+
+
+def _write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as handle:
+        handle.write(content)
+    os.chmod(handle.name, 0o644)
+    os.replace(handle.name, path)
+    return path
