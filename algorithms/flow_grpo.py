@@ -49,9 +49,7 @@ class FlowGrpo(Algorithm):
             returns = returns_to_go(rollout.reward, rollout.boundary, gamma=self.gamma)
         else:
             returns = episode_return(rollout.reward, rollout.mask)
-        advantage = group_advantage(
-            returns, rollout.group, rollout.mask, scale=self.scale, clip=self.advantage_clip
-        )
+        advantage = group_advantage(returns, rollout.group, rollout.mask, scale=self.scale, clip=self.advantage_clip)
         silent = zero_std_fraction(returns, rollout.group, rollout.mask)
         return Targets(
             tensors={"advantage": advantage},

@@ -54,6 +54,11 @@ class FlowRL(Algorithm):
         """Likelihoods of policy and reference, and log Z."""
         return frozenset({"log_prob", "reference", "partition"})
 
+    @property
+    def row_decisions(self) -> int:
+        """A row is one window."""
+        return self.window
+
     def targets(self, policy: Policy, rollout: Rollout) -> Targets:
         """Log-reward before beta, `[B, T]`, and the reference's likelihoods `[B, T, K]`."""
         ref_log_prob = policy.ref_log_prob(rollout)

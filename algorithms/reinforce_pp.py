@@ -16,7 +16,7 @@ from rlflow.rollout import Minibatch, Rollout, Targets
 
 @dataclass(frozen=True, kw_only=True)
 class ReinforcePP(Algorithm):
-    r"""$A_t = \mathrm{whiten}\big(\sum_{s\ge t}\gamma^{s-t}(r_s - \beta\,k_1(s))\big)$ in PPO's clipped objective (eq. 3-6).
+    r"""$A_t = \mathrm{whiten}(\sum_{s\ge t}\gamma^{s-t}(r_s - \beta k_1(s)))$ in PPO's clipped objective (eq. 3-6).
 
     Attributes:
         variant: `plain`, KL (k1) in the reward; `baseline`, the group's mean return is subtracted first and the KL

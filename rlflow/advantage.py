@@ -51,7 +51,7 @@ def returns_to_go(reward: Tensor, boundary: Tensor, *, gamma: float) -> Tensor:
 
 
 def next_values(value_of: Callable[[Rollout], Tensor], rollout: Rollout, value: Tensor) -> Tensor:
-    """V of the state after each decision, `[B, T]`: the next column, or `value_of` the true next context at an open boundary."""
+    """V of the state after each decision, `[B, T]`: the next column, or that of the true next context."""
     following = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], dim=1)
     open_end = rollout.boundary & ~rollout.terminated
     if rollout.boundary_context is None:
@@ -105,7 +105,7 @@ def group_moments(x: Tensor, group: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
 
 
 def group_advantage(x: Tensor, group: Tensor, mask: Tensor, *, scale: str, clip: float = 5.0) -> Tensor:
-    r"""Group-relative score $(x - \mathrm{mean}_G) / (\mathrm{std} + 10^{-4})$, clipped (arXiv 2402.03300; 2505.05470, eq. 4).
+    r"""Group-relative score $(x - \mathrm{mean}_G) / (\mathrm{std} + 10^{-4})$, clipped (arXiv 2505.05470, eq. 4).
 
     Groups of zero variance get exactly 0 instead of amplified rounding.
 
@@ -128,7 +128,7 @@ def group_advantage(x: Tensor, group: Tensor, mask: Tensor, *, scale: str, clip:
 
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
-    """Zero mean and unit population variance over ALL unmasked decisions of the global batch (arXiv 2501.03262, eq. 5)."""
+    """Zero mean, unit population variance over ALL unmasked decisions of the global batch (arXiv 2501.03262, eq. 5)."""
     mean, std = masked_moments(x, mask)
     return torch.where(mask, (x - mean) / (std + 1e-8), 0.0)
 

@@ -36,16 +36,19 @@ class Algorithm(ABC):
 
     Attributes:
         needs_groups: Whether rollouts are compared within a group, so that `group_size` must be at least 2.
-        window: Consecutive decisions that one row of a minibatch holds where decisions are independent.
     """
 
     needs_groups: ClassVar[bool] = False
-    window: ClassVar[int] | int = 1
 
     @property
     @abstractmethod
     def requires(self) -> frozenset[str]:
         """Capabilities asked of the policy under this configuration (see `rlflow.policy.PROTOCOLS`)."""
+
+    @property
+    def row_decisions(self) -> int:
+        """Consecutive decisions that one row of a minibatch holds where decisions are independent."""
+        return 1
 
     @abstractmethod
     def targets(self, policy: Policy, rollout: Rollout) -> Targets:

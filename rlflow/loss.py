@@ -15,7 +15,7 @@ def ratio(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
 
 
 def clipped_surrogate(rho: Tensor, advantage: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
-    r"""PPO's pessimistic objective (arXiv 1707.06347, eq. 7), negated: $-\min(\rho A, \mathrm{clip}(\rho, 1-l, 1+h) A)$.
+    r"""PPO's pessimistic objective (arXiv 1707.06347, eq. 7), negated: $-\min(\rho A, \mathrm{clip}(\rho) A)$.
 
     Args:
         rho: `[B, T, K]` ratios.
@@ -37,7 +37,7 @@ def clip_fraction(rho: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
 
 
 def value_error(value: Tensor, returns: Tensor, old_value: Tensor, *, clip: float) -> Tensor:
-    r"""$\tfrac12 (V - R)^2$ on `[B, T]`; with `clip` > 0 the larger of it and the error of V kept within `clip` of the old V."""
+    r"""$\tfrac12 (V - R)^2$ on `[B, T]`; with `clip` > 0 the larger of it and that of V kept near the old V."""
     error = (value - returns).square()
     if clip > 0:
         near = old_value + (value - old_value).clamp(-clip, clip)

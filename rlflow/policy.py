@@ -129,13 +129,13 @@ class Policy(nn.Module, ABC):
 
     if TYPE_CHECKING:
         # Only for the type checker: a subclass that does not define one of these lacks the capability.
-        def log_prob(self, rollout: Rollout) -> Tensor: ...
-        def elbo(self, rollout: Rollout) -> Tensor: ...
-        def value(self, rollout: Rollout) -> Tensor: ...
-        def log_partition(self, rollout: Rollout) -> Tensor: ...
-        def kl(self, rollout: Rollout) -> Tensor: ...
-        def ref_log_prob(self, rollout: Rollout) -> Tensor: ...
-        def entropy(self, rollout: Rollout) -> Tensor: ...
+        def log_prob(self, rollout: Rollout) -> Tensor: ...  # noqa: D102
+        def elbo(self, rollout: Rollout) -> Tensor: ...  # noqa: D102
+        def value(self, rollout: Rollout) -> Tensor: ...  # noqa: D102
+        def log_partition(self, rollout: Rollout) -> Tensor: ...  # noqa: D102
+        def kl(self, rollout: Rollout) -> Tensor: ...  # noqa: D102
+        def ref_log_prob(self, rollout: Rollout) -> Tensor: ...  # noqa: D102
+        def entropy(self, rollout: Rollout) -> Tensor: ...  # noqa: D102
 
     def __init__(self, requires: frozenset[str], reference: str = "initial") -> None:
         super().__init__()
@@ -159,6 +159,15 @@ class Policy(nn.Module, ABC):
         known = {id(p) for group in groups.values() for p in group}
         groups["actor"] += [p for p in self.parameters() if p.requires_grad and id(p) not in known]
         return groups
+
+    def record_behaviour(self, rollout: Rollout) -> None:
+        """Fix the old likelihoods, so that the ratio starts at exactly 1.
+
+        They are the sampler's where replay repeats its batches exactly, else those of one replay.
+        """
+        given = rollout.action.pop("log_prob", None)
+        if "log_prob" in self.requires and rollout.old_log_prob is None:
+            rollout.old_log_prob = self.log_prob(rollout) if given is None else given
 
     def end_iteration(self, rollout: Rollout) -> None:
         """Called after the last update of an iteration; moves a behaviour reference to the new weights.

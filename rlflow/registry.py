@@ -43,7 +43,7 @@ class Entry:
     package: str
     argument: str | None = None
 
-    def load(self) -> Any:  # noqa: ANN401 - classes of several kinds
+    def load(self) -> Any:
         """Import the class.
 
         Raises:
@@ -66,8 +66,8 @@ def entries(kind: str) -> dict[str, Entry]:
         other = found.get(point.name)
         if other is not None and other.target != point.value:
             raise UnknownNameError(
-                f"{kind} {point.name!r} is registered twice: {other.target} ({other.package}) and {point.value} ({package})"
-                "; uninstall one of the packages"
+                f"{kind} {point.name!r} is registered twice: {other.target} ({other.package}) and "
+                f"{point.value} ({package}); uninstall one of the packages"
             )
         found[point.name] = Entry(name=point.name, target=point.value, package=package)
     return dict(sorted(found.items()))

@@ -78,7 +78,9 @@ class Rollout:
         """Windows of `window` decisions in each rollout."""
         t = self.mask.shape[1]
         if window < 1 or t % window:
-            raise ValueError(f"window: {t} decisions per rollout cannot be cut into windows of {window}; use a divisor of {t}")
+            raise ValueError(
+                f"window: {t} decisions per rollout cannot be cut into windows of {window}; use a divisor of {t}"
+            )
         return t // window
 
     def memo(self, owner: torch.nn.Module, name: str, compute: Callable[[], T_]) -> T_:
@@ -94,12 +96,12 @@ class Rollout:
         answer: T_ = self._memo[key]
         return answer
 
-    def replace(self, **changes: Any) -> Self:  # noqa: ANN401 - any field of the dataclass
+    def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed and an empty memo."""
         return replace(self, **{"_memo": {}, **changes})
 
     def flatten(self, window: int = 1) -> Rollout:
-        """Rows of `window` decisions, `[B*T/window, window, ...]`, where decisions are independent; else the block itself.
+        """Rows of `window` decisions, `[B*T/window, window, ...]`, where decisions are independent; else the block.
 
         Raises:
             ValueError: If T is not divisible by `window`.
@@ -179,8 +181,9 @@ class Minibatch(Rollout):
         if micro_batch <= 0 or micro_batch >= self.num_rollouts:
             yield self
             return
-        for index in torch.arange(self.num_rollouts, device=self.device).split(micro_batch):
-            yield self.rows_of(index)
+        rows = torch.arange(self.num_rollouts, device=self.device)
+        for begin in range(0, self.num_rollouts, micro_batch):
+            yield self.rows_of(rows[begin : begin + micro_batch])
 
 
 def minibatch(

@@ -113,7 +113,7 @@ class Task(ABC):
         """Judge on the frozen held-out set, with the task's own fixed seeds (`noise` only carries the device)."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the rollout carries from one iteration to the next (environments, normalisers); tensors and plain data."""
+        """What one iteration leaves to the next (environments, normalisers); tensors and plain data."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -121,5 +121,5 @@ class Task(ABC):
         if state:
             raise ValueError(f"task {self.name!r} keeps no state, but the checkpoint has {sorted(state)}")
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most tasks hold nothing
         """Release resources; called once at the end of a run."""

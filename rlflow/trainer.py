@@ -7,22 +7,23 @@ devices, precision, strategy and checkpoints; optimisation is manual because one
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from rlflow import distributed
-from rlflow.config import Config
+from rlflow.averaging import AveragedWeights
 from rlflow.cost import Cost
-from rlflow.random import Noise, Streams, generator
+from rlflow.random import Noise, Streams
 from rlflow.rollout import Minibatch, Rollout, Targets, assert_shapes, flatten_targets, minibatch
+from rlflow.samples import Tracker, write_samples
+from rlflow.settings import Config
+from rlflow.starts import Starts
 from rlflow.task import Evaluation
 
 CHECKPOINT = "last.ckpt"
@@ -36,44 +37,6 @@ class DivergedError(ArithmeticError):
         super().__init__(f"{stage}: {what} is not finite after {samples} samples")
         self.stage = stage
         self.samples = samples
-
-
-class Tracker(Protocol):
-    """Where numbers and artifacts go (see `rlflow.tracking`)."""
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        """Record scalars at `step` samples."""
-
-    def artifact(self, path: Path, folder: str) -> None:
-        """Keep a file under `folder`."""
-
-
-class Starts(Dataset[Tensor]):
-    """Start ids of each iteration `[groups]`, over all ranks: shuffled passes over the task's starts, from the seed alone."""
-
-    def __init__(self, config: Config, first: int) -> None:
-        self.ids = config.task.starts()
-        self.groups = config.task.groups_per_rollout
-        self.seed = config.trainer.seed
-        self.first = first
-        self.last = config.num_iterations
-
-    def __len__(self) -> int:
-        """Iterations left; without a length Lightning prefetches a rollout made by stale weights."""
-        return max(self.last - self.first, 0)
-
-    def __getitem__(self, index: int) -> Tensor:
-        """Starts of iteration `first + index`."""
-        begin = (self.first + index) * self.groups
-        return torch.tensor([self._id(position) for position in range(begin, begin + self.groups)])
-
-    def _id(self, position: int) -> int:
-        size = len(self.ids)
-        if size > 1_000_000:
-            return self.ids[int(torch.randint(size, (1,), generator=generator(self.seed, "start", position)))]
-        epoch, place = divmod(position, size)
-        order = torch.randperm(size, generator=generator(self.seed, "starts", epoch))
-        return self.ids[int(order[place])]
 
 
 class Loop(L.LightningModule):
@@ -92,7 +55,7 @@ class Loop(L.LightningModule):
         self.iteration = 0
         self.evaluations = 0
         self.cost = Cost()
-        self.averaged = [p.detach().clone() for p in self._trainable()] if config.update.ema > 0 else []
+        self.averaged = AveragedWeights(self.policy, config.update.ema)
         self._resumed: dict[str, Any] | None = None
 
     @property
@@ -104,7 +67,7 @@ class Loop(L.LightningModule):
         """One iteration of the loop."""
         with self.cost.timed("rollout_s"), torch.no_grad():
             rollout = self.task.rollout(self.policy, self._local(starts), self.noise("rollout"))
-            self._remember_behaviour(rollout)
+            self.policy.record_behaviour(rollout)
         with self.cost.timed("reward_s"), torch.no_grad():
             rollout = self.task.score(rollout)
             assert_shapes(rollout)
@@ -124,7 +87,7 @@ class Loop(L.LightningModule):
 
     def judge(self) -> Evaluation:
         """Evaluate on the frozen set, log it with its sample artifacts, and write the checkpoint."""
-        with self.cost.timed("eval_s"), torch.no_grad(), self.evaluated_weights():
+        with self.cost.timed("eval_s"), torch.no_grad(), self.averaged.in_place():
             result = self.task.evaluate(self.policy, self.noise("eval"))
         self.evaluations += 1
         if self.is_first_rank:
@@ -135,7 +98,7 @@ class Loop(L.LightningModule):
         return result
 
     def _update(self, rollout: Rollout, targets: Targets) -> dict[str, float]:
-        update, window = self.config.update, int(self.algorithm.window)
+        update, window = self.config.update, self.algorithm.row_decisions
         rows, goals = rollout.flatten(window), flatten_targets(targets, rollout, window)
         totals: dict[str, Tensor] = {}
         first_ratio: Tensor | None = None
@@ -174,8 +137,7 @@ class Loop(L.LightningModule):
             metrics[f"update/grad_norm_{group['name']}"] = norm / distributed.world_size()
         optimiser.step()
         self.cost.optimizer_steps += 1
-        if self.averaged:
-            torch._foreach_lerp_(self.averaged, self._trainable(), 1.0 - self.config.update.ema)
+        self.averaged.update()
         return metrics
 
     def _minibatches(self, rows: Rollout, goals: dict[str, Tensor]) -> Iterator[Minibatch]:
@@ -193,12 +155,6 @@ class Loop(L.LightningModule):
                 # A rank without rows still has to join the gradient exchange.
                 part.mask = torch.zeros_like(part.mask)
             yield part
-
-    def _remember_behaviour(self, rollout: Rollout) -> None:
-        """Fix the old likelihoods: those of the sampler where replay repeats its batches, else one replay."""
-        given = rollout.action.pop("log_prob", None)
-        if "log_prob" in self.algorithm.requires and rollout.old_log_prob is None:
-            rollout.old_log_prob = given if given is not None else self.policy.log_prob(rollout)
 
     def _track(self, rollout: Rollout, targets: Targets, metrics: dict[str, float]) -> None:
         terms = {name: float(value.float().mean()) for name, value in rollout.reward_terms.items()}
@@ -221,7 +177,11 @@ class Loop(L.LightningModule):
 
     def _set_learning_rate(self) -> None:
         update, progress = self.config.update, self.iteration / self.config.num_iterations
-        factor = min(1.0, (progress + 1 / self.config.num_iterations) / update.warmup_fraction) if update.warmup_fraction else 1.0
+        factor = (
+            min(1.0, (progress + 1 / self.config.num_iterations) / update.warmup_fraction)
+            if update.warmup_fraction
+            else 1.0
+        )
         if update.lr_schedule == "linear":
             factor *= 1.0 - progress * (1.0 - update.lr_final_fraction)
         optimiser = self.optimizers(use_pl_optimizer=False)
@@ -251,31 +211,14 @@ class Loop(L.LightningModule):
         """Whether this process writes."""
         return distributed.rank() == 0
 
-    @contextmanager
-    def evaluated_weights(self) -> Iterator[None]:
-        """The averaged weights in place of the trained ones, where an average is kept."""
-        if not self.averaged:
-            yield
-            return
-        trained = [p.detach().clone() for p in self._trainable()]
-        self._assign(self.averaged)
-        try:
-            yield
-        finally:
-            self._assign(trained)
-
-    @torch.no_grad()
-    def _assign(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self._trainable(), values, strict=True):
-            parameter.copy_(value)
-
-    def _trainable(self) -> list[Tensor]:
-        return [p.data for p in self.policy.parameters() if p.requires_grad]
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW with a group per role, so that heads have step sizes and gradient clips of their own."""
         update = self.config.update
-        rates = {"actor": update.lr, "critic": update.critic_lr or update.lr, "partition": update.partition_lr or update.lr}
+        rates = {
+            "actor": update.lr,
+            "critic": update.critic_lr or update.lr,
+            "partition": update.partition_lr or update.lr,
+        }
         groups = [
             {"params": params, "lr": rates[name], "initial_lr": rates[name], "name": name}
             for name, params in self.policy.parameter_groups().items()
@@ -291,7 +234,7 @@ class Loop(L.LightningModule):
     def on_train_start(self) -> None:
         """Point 0 of the evaluation grid, or the place where a checkpoint left off."""
         self.policy.eval()  # dropout would move the ratio off 1
-        self.averaged = [a.to(self.device) for a in self.averaged]
+        self.averaged.to(self.device)
         if self._resumed is not None:
             optimiser = self.optimizers(use_pl_optimizer=False)
             assert isinstance(optimiser, torch.optim.Optimizer)
@@ -310,7 +253,7 @@ class Loop(L.LightningModule):
             "streams": self.streams.state_dict(),
             "task": self.task.state_dict(),
             "cost": self.cost.state_dict(),
-            "averaged": self.averaged,
+            "averaged": self.averaged.values,
         }
 
     def resume(self, checkpoint: dict[str, Any]) -> None:
@@ -324,27 +267,8 @@ class Loop(L.LightningModule):
         self.streams.load_state_dict(state["streams"])
         self.task.load_state_dict(state["task"])
         self.cost.load_state_dict(state["cost"])
-        self.averaged = state["averaged"]
+        self.averaged.values = state["averaged"]
         self._resumed = checkpoint
-
-
-def write_samples(result: Evaluation, folder: Path, tracker: Tracker, samples: int) -> None:
-    """Write per-item results and sample artifacts of one evaluation and hand them to the tracker."""
-    target = folder / "samples" / f"{samples:09d}"
-    target.mkdir(parents=True, exist_ok=True)
-    for name, writer in result.files.items():
-        path = target / name
-        writer(path)
-        tracker.artifact(path, f"samples/{samples:09d}")
-    if result.items:
-        path = target / "per_item.csv"
-        columns = list(result.items[0])
-        lines = [columns, *([str(item.get(c, "")) for c in columns] for item in result.items)]
-        import csv
-
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(lines)
-        tracker.artifact(path, "eval")
 
 
 def _prefixed(stage: str, metrics: dict[str, float]) -> dict[str, float]:

@@ -67,8 +67,8 @@ class FlowConfig:
         last = self.window_start + self.window
         if self.window < 0 or last > self.train_steps - 1:
             raise ValueError(
-                f"flow: the window [{self.window_start}, {last}) must end before the last of {self.train_steps} training "
-                "steps (it is almost deterministic); lower window or window_start"
+                f"flow: the window [{self.window_start}, {last}) must end before the last of {self.train_steps} "
+                "training steps (it is almost deterministic); lower window or window_start"
             )
 
 
@@ -143,7 +143,9 @@ class FlowPolicy(Policy):
             return v
 
         if not train:
-            return {"sample": integrate(velocity, initial, self._grid(self.config.eval_steps, noise), self.config.solver)}
+            return {
+                "sample": integrate(velocity, initial, self._grid(self.config.eval_steps, noise), self.config.solver)
+            }
         grid = self._grid(self.config.train_steps, noise)
         if self.is_stochastic:
             record = self._walk(velocity, initial, grid, noise)

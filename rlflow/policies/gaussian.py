@@ -119,4 +119,5 @@ class GaussianPolicy(Policy):
         mean, log_std = actor(self._normalised(rollout.context["observation"]))
         z = (rollout.action["action"].float() - mean) * (-log_std).exp()
         density = -0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)
-        return density.sum(-1, keepdim=True)
+        total: Tensor = density.sum(-1, keepdim=True)
+        return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ def mlp(
         output_gain: .01 for a policy's mean, 1 for a critic.
     """
     layers: list[nn.Module] = []
-    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         last = i == len(sizes) - 2
         linear = nn.Linear(fan_in, fan_out)
         nn.init.orthogonal_(linear.weight, output_gain if last else hidden_gain)
@@ -38,7 +39,7 @@ def mlp(
 
 
 def partition_mlp(width: int, hidden: int = 128, dropout: float = 0.0) -> nn.Sequential:
-    """FlowRL's log Z: Linear-GELU-LayerNorm-Dropout twice, then Linear to 1 that starts at 0 (arXiv 2509.15207, app. B)."""
+    """FlowRL's log Z: (Linear-GELU-LayerNorm-Dropout) x 2, then Linear to 1 that starts at 0 (arXiv 2509.15207)."""
     final = nn.Linear(hidden, 1)
     nn.init.zeros_(final.weight)
     nn.init.zeros_(final.bias)
