@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
-from typing import Any, TypeVar
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,8 +20,6 @@ from rlflow.settings import SECTIONS, Config, ConfigError, TrainerConfig, Update
 from rlflow.task import Task
 
 __all__ = ["SECTIONS", "Config", "ConfigError", "TrainerConfig", "Update", "from_resolved", "resolve"]
-
-V = TypeVar("V")
 
 
 def resolve(
@@ -152,9 +150,9 @@ def _build(algorithm: str, task: str, merged: DictConfig, schema: DictConfig) ->
     )
 
 
-def _typed(value: Any, kind: Callable[..., V]) -> V:
-    if not isinstance(kind, type) or not isinstance(value, kind):
-        raise ConfigError(f"expected a dataclass that derives from {kind}, found {type(value).__name__}")
+def _typed(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise ConfigError(f"expected a dataclass that derives from {kind.__name__}, found {type(value).__name__}")
     return value
 
 
