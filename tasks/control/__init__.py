@@ -1,0 +1,1 @@
+"""Continuous control: Gymnasium's MuJoCo environments, with Gaussian and flow policies."""

@@ -1,0 +1,211 @@
+"""Gymnasium's MuJoCo environments as one task family; a decision is an environment step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any, ClassVar, Literal
+
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from rlflow.policies.flow import FlowConfig, FlowPolicy
+from rlflow.policies.gaussian import DiagonalGaussian, GaussianPolicy
+from rlflow.policies.heads import ContextHead, RunningNorm, mlp, partition_mlp
+from rlflow.policy import Policy
+from rlflow.random import Noise, derived_seed
+from rlflow.rollout import Rollout
+from rlflow.task import Anchors, Evaluation, Task
+from tasks.control.collect import collect
+from tasks.control.environments import spec_of
+from tasks.control.evaluation import NUM_EVAL_SEEDS, play
+from tasks.control.networks import VelocityMLP, observation_of
+from tasks.control.reward import ReturnScaler
+from tasks.control.vector import MujocoVector
+from tasks.control.video import sample_files
+
+ACTION_KEYS = {"gaussian": "action", "flow": "sample"}
+SEED_RANGE = 2**31 - NUM_EVAL_SEEDS
+
+
+@dataclass(kw_only=True)
+class GymnasiumMujoco(Task):
+    """Any MuJoCo id as `control/ID` (`control/Hopper-v5`); episodes run on across rollouts.
+
+    A rollout is `groups_per_rollout * group_size` environments times `num_steps` steps. Rows of a group start from one
+    seed, and their k-th episodes too. Observations are normalised inside the policy, rewards by `score`.
+
+    Attributes:
+        env_id: Gymnasium id; given by the name, or by the preset of a short name.
+        actor: Policy: `gaussian`, a state-independent Normal; `flow`, a velocity field over actions.
+        num_steps: T, environment steps per environment and rollout. Too few: the critic biases the advantage; too many:
+            few updates for the same budget.
+        hidden: Width of the Gaussian mean network and of the critic (two tanh layers each).
+        log_std: Initial log standard deviation of the Gaussian. Too low: no exploration; too high: only noise.
+        flow: Sampler and likelihood of the flow policy.
+        flow_hidden: Width of the velocity network.
+        flow_depth: Hidden SiLU layers of the velocity network.
+        reward_scaling: `return_std`, divide by the running std of the discounted return; `constant`, multiply by
+            `reward_factor`.
+        reward_factor: Factor of `constant` (1 = raw rewards). Too high: the critic's error drowns the policy's.
+        reward_clip: Limit of |training reward| after scaling (0 = off).
+        reward_gamma: Discount of the return whose std is the scale.
+        eval_episodes: Episodes of an evaluation, at most 1,000. Too few: noisy scores; too many: slow.
+        video: Whether evaluations leave a rollout video behind (about two seconds each).
+    """
+
+    version: ClassVar[str] = "1"
+    unit: ClassVar[str] = "env_steps"
+    policies: ClassVar[dict[str, str]] = {"gaussian": "gaussian", "flow": "flow"}
+    name_field: ClassVar[str | None] = "env_id"
+
+    groups_per_rollout: int = 1
+    group_size: int = 8
+    env_id: str
+    actor: Literal["gaussian", "flow"] = "gaussian"
+    num_steps: int = 256
+    hidden: int = 64
+    log_std: float = 0.0
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    flow_hidden: int = 64
+    flow_depth: int = 3
+    reward_scaling: Literal["return_std", "constant"] = "return_std"
+    reward_factor: float = 1.0
+    reward_clip: float = 10.0
+    reward_gamma: float = 0.99
+    eval_episodes: int = 10
+    video: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse an environment or sizes that cannot run, before anything else is built."""
+        self._spec = spec_of(self.env_id)
+        if self.num_steps < 1 or not 1 <= self.eval_episodes <= 1000 or not 0 <= self.reward_gamma < 1:
+            raise ValueError(
+                f"task: expected num_steps >= 1, eval_episodes in [1, 1000] and reward_gamma in [0, 1), found "
+                f"{self.num_steps}, {self.eval_episodes} and {self.reward_gamma}"
+            )
+        self._vector: MujocoVector | None = None
+        self._scaler = ReturnScaler(self.reward_gamma)
+
+    @property
+    def policy_kind(self) -> str:
+        """`gaussian` or `flow`."""
+        return self.actor
+
+    @property
+    def samples_per_rollout(self) -> int:
+        """Environment steps of an iteration."""
+        return self.groups_per_rollout * self.group_size * self.num_steps
+
+    @property
+    def rows_per_rollout(self) -> int:
+        """Every environment step is a row of its own."""
+        return self.samples_per_rollout
+
+    @property
+    def anchors(self) -> Anchors:
+        """Measured untrained score and published reference of the environment (`anchors.yaml`).
+
+        Raises:
+            ValueError: If the environment has none.
+        """
+        known = _anchors()
+        if self.env_id not in known:
+            raise ValueError(
+                f"no anchors for {self.env_id!r}; known: {', '.join(known)}; measure its untrained score and add it to "
+                "tasks/control/anchors.yaml"
+            )
+        return Anchors(base=float(known[self.env_id]["base"]), reference=float(known[self.env_id]["reference"]))
+
+    def starts(self) -> Sequence[int]:
+        """Training seeds; those below belong to evaluation."""
+        return range(NUM_EVAL_SEEDS, NUM_EVAL_SEEDS + SEED_RANGE)
+
+    def policy(self, requires: frozenset[str]) -> Policy:
+        """Gaussian or flow policy with the heads that `requires` names."""
+        wide, actions = self._spec.observation_dim, self._spec.action_dim
+        critic = mlp([wide, self.hidden, self.hidden, 1]) if "value" in requires else None
+        partition = partition_mlp(wide) if "partition" in requires else None
+        normaliser = RunningNorm((wide,))
+        if self.actor == "gaussian":
+            mean = mlp([wide, self.hidden, self.hidden, actions], output_gain=0.01)
+            return GaussianPolicy(
+                DiagonalGaussian(mean, actions, self.log_std),
+                requires=requires, critic=critic, partition=partition, normaliser=normaliser,
+            )  # fmt: skip
+        return FlowPolicy(
+            VelocityMLP(wide, actions, self.flow_hidden, self.flow_depth), (actions,), self.flow, requires=requires,
+            critic=None if critic is None else ContextHead(observation_of, critic),
+            partition=None if partition is None else ContextHead(observation_of, partition),
+            normaliser=normaliser, reference="behaviour",
+        )  # fmt: skip
+
+    def rollout(self, policy: Policy, starts: Tensor, noise: Noise) -> Rollout:
+        """`num_steps` steps of every environment; `starts` seed the first call, later episodes follow from them."""
+        if self._vector is None:
+            self._open(starts.repeat_interleave(self.group_size).tolist())
+        assert self._vector is not None
+        if len(self._vector) != len(starts) * self.group_size:
+            raise ValueError(f"control: expected {len(self._vector) // self.group_size} starts, found {len(starts)}")
+        return collect(self._vector, policy, ACTION_KEYS[self.actor], self.num_steps, self.group_size, noise)
+
+    def score(self, rollout: Rollout) -> Rollout:
+        """Scale and clip the raw reward; each component of the environment's reward is logged per step."""
+        raw = rollout.reward
+        if self.reward_scaling == "return_std":
+            reward = self._scaler(raw, rollout.extras["ended"])
+            rollout.metrics["reward_divisor"] = self._scaler.std
+        else:
+            reward = raw * self.reward_factor
+        if self.reward_clip > 0:
+            reward = reward.clamp(-self.reward_clip, self.reward_clip)
+        terms = {name: total / self.num_steps for name, total in rollout.extras["reward_terms"].items()}
+        return rollout.replace(reward=reward, reward_terms={"raw": raw.mean(1), "training": reward.mean(1), **terms})
+
+    def evaluate(self, policy: Policy, noise: Noise) -> Evaluation:
+        """Raw return of `eval_episodes` fixed seeds under the deterministic policy."""
+        episodes = play(self.env_id, policy, ACTION_KEYS[self.actor], self.eval_episodes, noise.device)
+        files = sample_files(self.env_id, episodes) if self.video else {}
+        return Evaluation(metrics=episodes.metrics(), items=episodes.items(), files=files)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Simulators, unfinished episodes and the reward scale; observation statistics are in the policy."""
+        return {
+            "vector": None if self._vector is None else self._vector.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue every episode exactly where it was."""
+        self._scaler.load_state_dict(state["scaler"])
+        if state["vector"] is not None:
+            self._open(state["vector"]["start"].tolist())
+            assert self._vector is not None
+            self._vector.load_state_dict(state["vector"])
+
+    def close(self) -> None:
+        """Release the simulators."""
+        if self._vector is not None:
+            self._vector.close()
+            self._vector = None
+
+    def _open(self, starts: list[int]) -> None:
+        self.close()
+        self._vector = MujocoVector(self.env_id, starts, train_seed)
+
+
+def train_seed(start: int, episode: int) -> int:
+    """Reset seed of a row's k-th episode: the start itself, then seeds derived from it; never an evaluation seed."""
+    if episode == 0:
+        return start
+    return NUM_EVAL_SEEDS + derived_seed(start, "episode", episode) % SEED_RANGE
+
+
+@cache
+def _anchors() -> Mapping[str, Mapping[str, Any]]:
+    text = resources.files("tasks.control").joinpath("anchors.yaml").read_text(encoding="utf-8")
+    loaded = OmegaConf.to_container(OmegaConf.create(text))
+    assert isinstance(loaded, dict)
+    return {str(k): v for k, v in loaded.items()}

@@ -1,0 +1,170 @@
+"""Vector of MuJoCo simulators in one process: same-step autoreset that keeps the true terminal observation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import mujoco
+import numpy as np
+import torch
+from gymnasium.envs.mujoco import MujocoEnv
+from numpy.typing import NDArray
+
+from tasks.control.environments import make, spec_of
+
+Array = NDArray[Any]
+
+PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
+"""Includes qacc_warmstart: without it the solver starts elsewhere and trajectories part after a resume."""
+
+DERIVED = ("xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "subtree_com", "cinert")
+"""Quantities of the last forward pass that environments read BEFORE the next step (a body's position for its velocity);
+`mj_setState` does not restore them, and recomputing them gives the current state's instead of the last pass's."""
+
+
+class Step(NamedTuple):
+    """What one action of every environment led to.
+
+    Attributes:
+        next_observation: `[B, C]` float32, the true next observation, also where the episode ended.
+        reward: `[B]` float64, raw; NaN where the action or the simulator's state is not finite.
+        terminated: `[B]` bool.
+        truncated: `[B]` bool, time limit reached without termination.
+        finished: `(return, length)` of each episode that ended.
+    """
+
+    next_observation: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    finished: list[tuple[float, int]]
+
+
+class MujocoVector:
+    """`B` simulators of one id whose episodes are chosen by `(start, episode number)` alone.
+
+    Rows with equal `start` share the initial state of their k-th episode, so that a group whose members end together
+    keeps sharing starts.
+
+    Attributes:
+        observation: `[B, C]` float32, what the next action conditions on. A new array after every step.
+        reward_terms: Sums since the last `take_reward_terms` of the `reward_*` components, `[B]` each.
+    """
+
+    def __init__(self, env_id: str, starts: Sequence[int], seed_of: Callable[[int, int], int]) -> None:
+        """Open and reset the simulators.
+
+        Args:
+            env_id: Gymnasium id.
+            starts: Start of each row.
+            seed_of: `(start, episode number) -> seed` of the environment's reset.
+        """
+        self.spec = spec_of(env_id)
+        self._seed_of = seed_of
+        size = len(starts)
+        self.envs: list[MujocoEnv] = [make(env_id) for _ in range(size)]
+        self.start = np.array(starts, dtype=np.int64)
+        self.episode = np.zeros(size, dtype=np.int64)
+        self.elapsed = np.zeros(size, dtype=np.int64)
+        self.episode_return = np.zeros(size, dtype=np.float64)
+        self.observation: Array = np.stack([self._reset(i) for i in range(size)])
+        self.reward_terms: dict[str, Array] = {}
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.envs)
+
+    def step(self, action: Array) -> Step:
+        """Clip `action [B, A]` to the action space, advance every simulator, reset those whose episode ended."""
+        size = len(self)
+        healthy = np.asarray(np.isfinite(action).all(axis=1))
+        clipped = np.clip(np.where(healthy[:, None], action, 0.0), self.spec.action_low, self.spec.action_high)
+        observation = np.empty_like(self.observation)
+        reward, terminated = np.empty(size), np.zeros(size, dtype=bool)
+        for i, env in enumerate(self.envs):
+            observation[i], reward[i], terminated[i], _, info = env.step(clipped[i])
+            self._add_terms(i, info)
+        reward[~healthy | ~np.isfinite(observation).all(axis=1)] = np.nan
+        self.elapsed += 1
+        self.episode_return += reward
+        truncated: Array = (self.elapsed >= self.spec.max_episode_steps) & ~terminated
+        self.observation, finished = observation, []
+        ended = np.flatnonzero(terminated | truncated)
+        if len(ended):
+            self.observation = observation.copy()
+            finished = [self._end_episode(i) for i in ended]
+        return Step(observation, reward, terminated, truncated, finished)
+
+    def take_reward_terms(self) -> dict[str, Array]:
+        """The summed reward components since the last call, by name without its `reward_` prefix."""
+        taken, self.reward_terms = self.reward_terms, {}
+        return taken
+
+    def close(self) -> None:
+        """Release the simulators."""
+        for env in self.envs:
+            env.close()
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Everything that the next step depends on; every reset is seeded, so no generator is part of it."""
+        rows = [np.concatenate([_physics(env), *(getattr(env.data, n).ravel() for n in DERIVED)]) for env in self.envs]
+        arrays = {
+            "simulator": np.stack(rows),
+            "observation": self.observation,
+            "start": self.start,
+            "episode": self.episode,
+            "elapsed": self.elapsed,
+            "episode_return": self.episode_return,
+        }
+        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Continue exactly where `state_dict` was taken.
+
+        Raises:
+            ValueError: If the number of rows differs.
+        """
+        if state["start"].shape[0] != len(self):
+            raise ValueError(
+                f"control state: expected {len(self)} environments, found {state['start'].shape[0]} in the checkpoint; "
+                "resume with the same groups_per_rollout and group_size"
+            )
+        for name in ("observation", "start", "episode", "elapsed", "episode_return"):
+            setattr(self, name, state[name].numpy().copy())
+        for env, row in zip(self.envs, state["simulator"].numpy(), strict=True):
+            _restore(env, row)
+
+    def _reset(self, i: int) -> Array:
+        observation, _ = self.envs[i].reset(seed=self._seed_of(int(self.start[i]), int(self.episode[i])))
+        answer: Array = observation.astype(np.float32)
+        return answer
+
+    def _end_episode(self, i: int) -> tuple[float, int]:
+        result = (float(self.episode_return[i]), int(self.elapsed[i]))
+        self.episode[i] += 1
+        self.elapsed[i], self.episode_return[i] = 0, 0.0
+        self.observation[i] = self._reset(i)
+        return result
+
+    def _add_terms(self, i: int, info: dict[str, Any]) -> None:
+        for name, value in info.items():
+            if name.startswith("reward_"):
+                if name[7:] not in self.reward_terms:
+                    self.reward_terms[name[7:]] = np.zeros(len(self))
+                self.reward_terms[name[7:]][i] += value
+
+
+def _physics(env: MujocoEnv) -> Array:
+    state = np.empty(mujoco.mj_stateSize(env.model, PHYSICS))
+    mujoco.mj_getState(env.model, env.data, state, PHYSICS)
+    return state
+
+
+def _restore(env: MujocoEnv, row: Array) -> None:
+    size = mujoco.mj_stateSize(env.model, PHYSICS)
+    mujoco.mj_setState(env.model, env.data, row[:size], PHYSICS)
+    for name in DERIVED:
+        array = getattr(env.data, name)
+        array[...] = row[size : size + array.size].reshape(array.shape)
+        size += array.size

@@ -1,0 +1,143 @@
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from tasks.control.environments import mujoco_ids, spec_of
+from tasks.control.vector import MujocoVector
+
+EXACT = 0.0
+
+
+def same_seed(start, episode):
+    return 1000 * start + episode
+
+
+def play(vector, num_steps, seed=0):
+    rng = np.random.default_rng(seed)
+    shape = (len(vector), vector.spec.action_dim)
+    return [vector.step(rng.standard_normal(shape).astype(np.float32)) for _ in range(num_steps)]
+
+
+def test_steps_equal_gymnasiums_own_wrapped_environment():
+    vector = MujocoVector("Hopper-v5", [7], same_seed)
+    env = gymnasium.make("Hopper-v5")
+    expected, _ = env.reset(seed=same_seed(7, 0))
+    assert np.array_equal(vector.observation[0], expected.astype(np.float32))
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        action = rng.standard_normal((1, 3)).astype(np.float32)
+        step = vector.step(action)
+        observation, reward, terminated, _, _ = env.step(np.clip(action[0], -1, 1))
+        assert np.array_equal(step.next_observation[0], observation.astype(np.float32))
+        assert step.reward[0] == reward
+        assert step.terminated[0] == terminated
+        if terminated:
+            break
+
+
+def test_termination_keeps_the_true_next_observation_and_resets_in_the_same_step():
+    vector = MujocoVector("InvertedPendulum-v5", [1], same_seed)
+    while True:
+        step = vector.step(np.full((1, 1), 3.0, dtype=np.float32))
+        if step.terminated[0]:
+            break
+    # The pendulum terminates where its angle (observation 1) passes .2 rad; a reset draws angles within .01.
+    assert abs(step.next_observation[0, 1]) > 0.2
+    assert abs(vector.observation[0, 1]) < 0.2
+    length = step.finished[0][1]
+    assert step.finished == [(float(length - 1), length)]  # +1 per step, 0 on the terminal one
+    assert vector.elapsed[0] == 0
+    fresh = MujocoVector("InvertedPendulum-v5", [1], lambda start, _: same_seed(start, 1))
+    assert np.array_equal(vector.observation, fresh.observation)
+
+
+def test_time_limit_is_a_truncation_and_not_a_termination():
+    vector = MujocoVector("Reacher-v5", [0, 1], same_seed)
+    steps = play(vector, 51)
+    assert [bool(s.truncated.any()) for s in steps] == [False] * 49 + [True, False]  # Reacher's limit is 50 steps
+    assert not any(s.terminated.any() for s in steps)
+    assert not np.array_equal(steps[49].next_observation, vector.observation)
+    assert [length for _, length in steps[49].finished] == [50, 50]
+
+
+def test_rows_of_equal_start_share_every_episode_start():
+    vector = MujocoVector("Reacher-v5", [3, 3, 4], same_seed)
+    play(vector, 50)
+    assert np.array_equal(vector.observation[0], vector.observation[1])
+    assert not np.array_equal(vector.observation[0], vector.observation[2])
+
+
+@pytest.mark.parametrize("env_id", mujoco_ids())
+def test_state_round_trip_continues_bit_for_bit(env_id):
+    vector = MujocoVector(env_id, [0, 5], same_seed)
+    play(vector, 20, seed=1)
+    state = vector.state_dict()
+    expected = play(vector, 30, seed=2)
+    # Another process: fresh simulators that have been somewhere else in between.
+    other = MujocoVector(env_id, [8, 9], same_seed)
+    play(other, 7, seed=3)
+    other.load_state_dict(state)
+    found = play(other, 30, seed=2)
+    for a, b in zip(expected, found, strict=True):
+        assert np.array_equal(a.next_observation, b.next_observation)
+        assert np.array_equal(a.reward, b.reward)
+        assert np.array_equal(a.terminated, b.terminated)
+        assert a.finished == b.finished
+    assert np.array_equal(vector.observation, other.observation)
+    assert {k: v.shape for k, v in vector.state_dict().items()} == {k: v.shape for k, v in state.items()}
+
+
+def test_state_of_another_size_is_refused():
+    state = MujocoVector("Reacher-v5", [0, 1], same_seed).state_dict()
+    with pytest.raises(ValueError, match="expected 3 environments, found 2"):
+        MujocoVector("Reacher-v5", [0, 1, 2], same_seed).load_state_dict(state)
+
+
+def test_state_is_plain_tensors():
+    state = MujocoVector("Reacher-v5", [0], same_seed).state_dict()
+    assert all(isinstance(v, torch.Tensor) for v in state.values())
+
+
+def test_actions_are_clipped_before_costs_are_computed():
+    wide, edge = (MujocoVector("HalfCheetah-v5", [0], same_seed) for _ in range(2))
+    a = wide.step(np.full((1, 6), 5.0, dtype=np.float32))
+    b = edge.step(np.full((1, 6), 1.0, dtype=np.float32))
+    assert a.reward[0] == b.reward[0]
+    # ctrl_cost_weight .1 * sum of six squared ones
+    assert wide.take_reward_terms()["ctrl"][0] == pytest.approx(-0.6, abs=1e-6)
+
+
+def test_an_action_that_is_not_finite_gives_a_reward_that_is_not_finite():
+    vector = MujocoVector("InvertedPendulum-v5", [0, 1], same_seed)
+    step = vector.step(np.array([[np.nan], [0.0]], dtype=np.float32))
+    assert np.isnan(step.reward[0])
+    assert np.isfinite(step.reward[1])
+
+
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        ("HalfCheeta-v5", "unknown Gymnasium environment 'HalfCheeta-v5'; did you mean HalfCheetah-v5"),
+        ("Nonsense", "known: Ant-v5"),
+        ("CartPole-v1", "expected a flat Box of continuous actions, found Discrete"),
+        ("Pendulum-v1", "expected a MuJoCo environment, found PendulumEnv; use one of Ant-v5"),
+        ("Hopper-v2", "Hopper-v5"),
+    ],
+)
+def test_environments_that_cannot_run_are_refused_with_a_way_out(env_id, message):
+    with pytest.raises(ValueError, match="(?s)" + message):
+        spec_of(env_id)
+
+
+def test_dict_observations_are_refused():
+    class Maze(gymnasium.Env):
+        observation_space = gymnasium.spaces.Dict({"goal": gymnasium.spaces.Box(-1, 1, (2,))})
+        action_space = gymnasium.spaces.Box(-1, 1, (2,))
+
+    gymnasium.register("RlflowMaze-v0", entry_point=Maze, max_episode_steps=5, disable_env_checker=True)
+    try:
+        with pytest.raises(ValueError, match="expected flat Box observations, found Dict"):
+            spec_of("RlflowMaze-v0")
+    finally:
+        gymnasium.registry.pop("RlflowMaze-v0")
