@@ -7,8 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from rlflow.rollout import Rollout
 
@@ -24,12 +26,24 @@ class Cost:
         decisions: Unmasked decisions: tokens, environment steps or whole samples.
         env_steps: Environment steps.
         optimizer_steps: Optimiser steps.
+        policy_forwards: Rows through the policy's network, in rollout, targets, update and evaluation; a token, a
+            denoising step or an action each. The frozen reference is not counted.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     decisions: int = 0
     env_steps: int = 0
     optimizer_steps: int = 0
+    policy_forwards: int = 0
+
+    def watch(self, trunk: nn.Module) -> None:
+        """Count the rows of every forward pass of `trunk` from now on."""
+
+        def add(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: object) -> None:
+            rows: Tensor = args[0] if args else kwargs["input_ids"]
+            self.policy_forwards += rows.shape[0]
+
+        trunk.register_forward_hook(add, with_kwargs=True)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -58,6 +72,7 @@ class Cost:
             "cost/tokens": float(self.decisions),
             "cost/env_steps": float(self.env_steps),
             "cost/optimizer_steps": float(self.optimizer_steps),
+            "cost/policy_forwards": float(self.policy_forwards),
             "cost/peak_gb": peak / 1e9,
         }
 

@@ -149,6 +149,11 @@ class Policy(nn.Module, ABC):
     def sample(self, context: dict[str, Tensor], noise: Noise, *, train: bool = True) -> dict[str, Tensor]:
         """Draw one decision (or one whole completion) per row; returns the policy's own action record."""
 
+    @property
+    def trunk(self) -> nn.Module:
+        """The network whose forward passes are counted as cost."""
+        return self.actor
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by role: `actor`, and `critic` / `partition` where those heads exist."""
         heads = {"critic": getattr(self, "critic", None), "partition": getattr(self, "partition", None)}

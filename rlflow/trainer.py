@@ -55,6 +55,7 @@ class Loop(L.LightningModule):
         self.iteration = 0
         self.evaluations = 0
         self.cost = Cost()
+        self.cost.watch(self.policy.trunk)
         self.averaged = AveragedWeights(self.policy, config.update.ema)
         self._resumed: dict[str, Any] | None = None
 

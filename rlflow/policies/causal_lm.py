@@ -71,6 +71,12 @@ class CausalLMPolicy(Policy):
         self.partition = partition_mlp(width) if "partition" in requires else None
         self.freeze_reference()
 
+    @property
+    def trunk(self) -> nn.Module:
+        """The transformer below the LM head, which sampling and replay share."""
+        trunk: nn.Module = getattr(self.actor, "get_base_model", lambda: self.actor)().model
+        return trunk
+
     @torch.no_grad()
     def sample(self, context: dict[str, Tensor], noise: Noise, *, train: bool = True) -> dict[str, Tensor]:
         """Complete each prompt by inverse-CDF sampling at `config.temperature`.
