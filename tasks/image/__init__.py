@@ -1,0 +1,1 @@
+"""Image generation tasks: compositional pictures of coloured shapes, scored by image analysis."""
