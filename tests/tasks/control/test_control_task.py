@@ -177,7 +177,7 @@ def test_reward_is_scaled_clipped_and_logged_raw():
 
 
 def test_flow_policy_starts_near_the_standard_normal():
-    task, policy = opened("control/halfcheetah", "fpo", "task.actor=flow")
+    _, policy = opened("control/halfcheetah", "fpo", "task.actor=flow")
     with torch.no_grad():
         sample = policy.sample({"observation": torch.zeros(4096, 17)}, noise())["sample"]
     # Standard error of a standard deviation of 1 over 4096 x 6 draws is .0045.
