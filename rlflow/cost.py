@@ -26,8 +26,8 @@ class Cost:
         decisions: Unmasked decisions: tokens, environment steps or whole samples.
         env_steps: Environment steps.
         optimizer_steps: Optimiser steps.
-        policy_forwards: Rows through the policy's network, in rollout, targets, update and evaluation; a token, a
-            denoising step or an action each. The frozen reference is not counted.
+        policy_forwards: Rows through the policy's network, in rollout, targets and update (not evaluation); a
+            token, a denoising step or an action each. The frozen reference is not counted.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)

@@ -88,9 +88,11 @@ class Loop(L.LightningModule):
 
     def judge(self) -> Evaluation:
         """Evaluate on the frozen set, log it with its sample artifacts, and write the checkpoint."""
+        forwards = self.cost.policy_forwards
         with self.cost.timed("eval_s"), torch.no_grad(), self.averaged.in_place():
             result = self.task.evaluate(self.policy, self.noise("eval"))
         self.evaluations += 1
+        self.cost.policy_forwards = forwards
         if self.is_first_rank:
             self.tracker.log(_prefixed("eval", result.metrics) | self.cost.metrics(self.device), self.samples)
             write_samples(result, self.folder, self.tracker, self.samples)

@@ -74,8 +74,7 @@ class CausalLMPolicy(Policy):
     @property
     def trunk(self) -> nn.Module:
         """The transformer below the LM head, which sampling and replay share."""
-        trunk: nn.Module = getattr(self.actor, "get_base_model", lambda: self.actor)().model
-        return trunk
+        return _trunk(self.actor)
 
     @torch.no_grad()
     def sample(self, context: dict[str, Tensor], noise: Noise, *, train: bool = True) -> dict[str, Tensor]:
@@ -167,8 +166,7 @@ class CausalLMPolicy(Policy):
         ids = torch.cat([prompt, rollout.action["token"]], dim=1)
         attention = torch.cat([prompt_mask, rollout.mask], dim=1).long()
         position = (attention.cumsum(-1) - 1).clamp_min(0)
-        trunk: Any = getattr(actor, "get_base_model", lambda: actor)()
-        hidden: Tensor = trunk.model(
+        hidden: Tensor = _trunk(actor)(
             input_ids=ids, attention_mask=attention, position_ids=position, use_cache=False
         ).last_hidden_state
         return hidden
@@ -188,6 +186,12 @@ class CausalLMPolicy(Policy):
 
     def _log_prob(self, actor: nn.Module, rollout: Rollout) -> Tensor:
         return self._gather(self._logits(actor, self._states(rollout)), rollout)
+
+
+def _trunk(actor: Any) -> nn.Module:
+    """The transformer below the LM head, also under a peft wrapper."""
+    trunk: nn.Module = getattr(actor, "get_base_model", lambda: actor)().model
+    return trunk
 
 
 def _expectation(log_p: Tensor, x: Tensor) -> Tensor:
