@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.reasoning.countdown_data import solutions
 from tasks.reasoning.countdown_puzzle import (
     FAILURES,
     MAX_COMPLETION_TOKENS,
@@ -146,20 +148,36 @@ def test_a_written_chain_fails_only_by_range_or_target(chain: tuple[int, tuple[t
         assert verdict.failure in ("arith", "format")
 
 
-@settings(max_examples=500, deadline=None)
-@given(
-    st.sampled_from(["4+7=11,3;11+3=14,0", "7+7=14,0", "4-3=1,13;1*7=7,7;7+7=14,0"]),
-    st.integers(0, 24),
-    st.sampled_from(ALPHABET),
-    st.sampled_from(["replace", "insert", "delete"]),
+edits = st.lists(
+    st.tuples(
+        st.sampled_from(["replace", "insert", "delete", "splice"]), st.integers(0, 40), st.sampled_from(ALPHABET)
+    ),
+    min_size=1,
+    max_size=3,
 )
-def test_one_changed_character_never_passes(solution: str, at: int, character: str, how: str) -> None:
-    # No two of the accepted strings are one edit apart: every digit is bound by the arithmetic around it.
-    at %= len(solution)
-    tail = solution[at:] if how == "insert" else solution[at + 1 :]
-    changed = solution[:at] + ("" if how == "delete" else character) + tail
-    if changed != solution:
-        assert not verify(PUZZLE, changed).correct
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 10_000), edits)
+def test_what_passes_is_exactly_what_the_enumeration_writes(
+    one: int, other: int, changes: list[tuple[str, int, str]]
+) -> None:
+    accepted = written_solutions()
+    text, donor = accepted[one % len(accepted)], accepted[other % len(accepted)]
+    assert verify(PUZZLE, text).correct
+    for how, at, character in changes:
+        at = min(at, len(text))
+        if how == "splice":
+            text = text[:at] + donor[at:]
+        else:
+            middle = "" if how == "delete" else character
+            text = text[:at] + middle + text[at + (how != "insert") :]
+    assert verify(PUZZLE, text).correct == (text in accepted)
+
+
+@cache
+def written_solutions() -> list[str]:
+    return [write(PUZZLE, *chain) for chain in solutions(PUZZLE)]
 
 
 @pytest.mark.parametrize(
