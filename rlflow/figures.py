@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlflow.board import Board, Cell
+from rlflow.report_text import unit_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,7 +96,7 @@ def draw_curves(board: Board, column: str) -> Figure:
     for height, name in ((first.anchor_base, "untrained (0)"), (first.anchor_reference, "reference (1)")):
         axes.axhline(height, color=INK, linewidth=0.8, linestyle=":")
         axes.annotate(name, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
-    axes.set_xlabel(f"samples ({first.unit})")
+    axes.set_xlabel(f"samples ({unit_text(first)})")
     axes.set_ylabel("evaluation score")
     axes.xaxis.set_major_formatter(_thousands)
     figure.legend(loc="outside lower center", ncols=min(3, len(cells)))

@@ -20,7 +20,7 @@ METHOD = (
     f"({stats.NUM_REPLICATES:,} replicates); one seed has none. n/N counts the seeds with a result among those "
     "launched; a diverged seed counts as 0; an entrant that owes a seed or a task is shown but not ranked. Entrants of "
     "one tier are not shown to differ from its leader (exact stratified permutation test on M, Holm over all pairs, "
-    "5 %)."
+    "5 %). Wall is training time without evaluation, all seeds together."
 )
 ABSENT = "-"
 PAIR_NAMES = ("better", "worse", "difference of M", "P(better run wins)", "p", "p (Holm)")
@@ -81,7 +81,12 @@ def footnote_number(board: Board, cell: Cell) -> int | None:
 def budget_text(board: Board, column: str) -> str:
     """Budget of the column in samples, e.g. `20,480 rollouts`."""
     cells = [entrant.cells[column] for entrant in board.entrants if column in entrant.cells]
-    return " / ".join(sorted({f"{cell.budget:,} {cell.unit}" for cell in cells})) or ABSENT
+    return " / ".join(sorted({f"{cell.budget:,} {unit_text(cell)}" for cell in cells})) or ABSENT
+
+
+def unit_text(cell: Cell) -> str:
+    """What a sample is."""
+    return cell.unit.replace("_", " ")
 
 
 def terminal_table(board: Board) -> Table:

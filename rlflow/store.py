@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import sqlite3
 import time
@@ -69,6 +70,7 @@ def open_store(uri: str | None = None, *, results: Path = Path("results"), creat
     uri = uri or default_uri(results)
     scheme = urlsplit(uri).scheme
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     if scheme == "sqlite":
         return _open_sqlite(uri, create)
     if scheme in ("http", "https"):
@@ -176,11 +178,27 @@ def _open_sqlite(uri: str, create: bool) -> Store:
     waiting = uri if "?" in uri else f"sqlite:///{path}?timeout={BUSY_TIMEOUT_S}"
     lock_path = path.with_name(path.name + "-lock")
     # The client migrates the schema when it is made; processes that do so together kill each other.
-    with locked(lock_path):
+    with locked(lock_path), _without_migration_log():
         client = _connect(waiting)
         with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
     return Store(uri=f"sqlite:///{path}", client=client, lock_path=lock_path, artifact_root=path.parent / "mlartifacts")
+
+
+@contextmanager
+def _without_migration_log() -> Iterator[None]:
+    """A new database logs a line for each of some fifty migrations."""
+    import mlflow.store.db.utils  # noqa: F401 - sets its logger's level when it is imported
+
+    loggers = [logging.getLogger(name) for name in ("mlflow.store.db.utils", "alembic")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _connect(uri: str) -> MlflowClient:
