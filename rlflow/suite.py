@@ -1,0 +1,258 @@
+"""A suite file: which algorithms meet which tasks, with which budgets, and what may be set for one pair alone.
+
+    name: core
+    version: "1"
+    division: closed
+    statistics: 1
+    seeds: 5
+    algorithms: [ppo, fpo]
+    tasks:
+      image/shapes: {}                        # settings of all algorithms on this task, e.g. its policy
+    settings: {trainer.num_evaluations: 11}   # settings of all pairs
+    budgets:
+      quick:
+        settings: {}
+        tasks:
+          image/shapes: {trainer.budget: 9600}
+    overrides:
+      fpo:
+        image/shapes: {update.lr: 6.0e-4}     # at most four keys for a pair
+
+Packages offer suites as entry points `NAME = "package"` of the group `rlflow.suites`, with NAME.yaml in the package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlflow.registry import did_you_mean, find
+
+MAX_OVERRIDES = 4
+DIVISIONS = ("closed", "open")
+STATISTICS = (1,)
+REQUIRED = ("name", "version", "algorithms", "tasks", "seeds", "budgets")
+OPTIONAL = ("description", "division", "statistics", "settings", "overrides")
+
+Settings = Mapping[str, Any]
+
+
+class SuiteError(ValueError):
+    """A suite file that cannot be used; says where, what was expected and what was found."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Sizes of a run of the suite: `settings` of all pairs, then those of one task."""
+
+    name: str
+    settings: Settings
+    tasks: Mapping[str, Settings]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A suite file, checked.
+
+    Attributes:
+        name: Name of the suite.
+        version: Changes whenever results stop being comparable.
+        description: One line.
+        division: `closed`: equal conditions; `open`: anything, disclosed.
+        statistics: Version of the board's statistics.
+        seeds: Training seeds 0..seeds-1.
+        algorithms: Registered names.
+        tasks: Registered names with the settings that all algorithms share on them.
+        settings: Settings of all pairs.
+        budgets: By name.
+        overrides: Settings of one pair, `(algorithm, task)`.
+        digest: Of the file.
+    """
+
+    name: str
+    version: str
+    description: str = ""
+    division: str = "closed"
+    statistics: int = 1
+    seeds: int
+    algorithms: tuple[str, ...]
+    tasks: Mapping[str, Settings]
+    settings: Settings
+    budgets: Mapping[str, Budget]
+    overrides: Mapping[tuple[str, str], Settings]
+    digest: str
+
+    def experiment(self, budget: str) -> str:
+        """MLflow experiment of one budget: scores of different budgets are different boards."""
+        return f"{self.name}@{self.version}-{budget}"
+
+    def budget(self, name: str) -> Budget:
+        """The budget of this name.
+
+        Raises:
+            SuiteError: Unknown, with the nearest names.
+        """
+        if name not in self.budgets:
+            raise SuiteError(f"suite {self.name!r} has no budget {name!r}{did_you_mean(name, self.budgets)}")
+        return self.budgets[name]
+
+    def layers(self, algorithm: str, task: str, budget: str) -> list[dict[str, Any]]:
+        """Configuration layers of a pair, later wins: all pairs, budget, task, budget of the task, pair."""
+        sizes = self.budget(budget)
+        parts = (
+            self.settings,
+            sizes.settings,
+            self.tasks.get(task, {}),
+            sizes.tasks.get(task, {}),
+            self.overrides.get((algorithm, task), {}),
+        )
+        return [nested(part) for part in parts if part]
+
+
+def load_suite(name: str) -> Suite:
+    """The registered suite `name`, or the file where it is a path to a .yaml.
+
+    Raises:
+        UnknownNameError: No such suite.
+        SuiteError: The file is not a suite.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise SuiteError(f"expected a suite file at {path}, found none")
+        return parse_suite(path.read_text(encoding="utf-8"), str(path))
+    entry = find("suite", name)
+    source = files(entry.target) / f"{name}.yaml"
+    if not source.is_file():
+        raise SuiteError(f"suite {name!r} is registered by {entry.package}, but {entry.target} has no {name}.yaml")
+    return parse_suite(source.read_text(encoding="utf-8"), f"{entry.target}/{name}.yaml")
+
+
+def parse_suite(text: str, origin: str) -> Suite:
+    """Check the text of a suite file; `origin` names it in errors."""
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SuiteError(f"{origin}: not YAML: {' '.join(str(error).split())}") from error
+    values = _mapping(raw, f"{origin}: the suite")
+    _known(values, (*REQUIRED, *OPTIONAL), origin)
+    missing = [key for key in REQUIRED if key not in values]
+    if missing:
+        raise SuiteError(f"{origin}: missing {missing}")
+    tasks = {task: _settings(s, f"{origin}: tasks.{task}") for task, s in _mapping(values["tasks"], "tasks").items()}
+    algorithms = tuple(_names(values["algorithms"], f"{origin}: algorithms"))
+    suite = Suite(
+        name=str(values["name"]),
+        version=str(values["version"]),
+        description=str(values.get("description", "")),
+        division=_one_of(values.get("division", "closed"), DIVISIONS, f"{origin}: division"),
+        statistics=_one_of(values.get("statistics", 1), STATISTICS, f"{origin}: statistics"),
+        seeds=_positive(values["seeds"], f"{origin}: seeds"),
+        algorithms=algorithms,
+        tasks=tasks,
+        settings=_settings(values.get("settings"), f"{origin}: settings"),
+        budgets=_budgets(values["budgets"], tasks, origin),
+        overrides=_overrides(values.get("overrides"), algorithms, tasks, origin),
+        digest=hashlib.sha256(text.encode()).hexdigest()[:16],
+    )
+    for kind, names in (("algorithm", suite.algorithms), ("task", suite.tasks)):
+        for name in names:
+            find(kind, name)
+    return suite
+
+
+def nested(settings: Settings) -> dict[str, Any]:
+    """`{"a.b": 1}` to `{"a": {"b": 1}}`."""
+    tree: dict[str, Any] = {}
+    for dotted, value in settings.items():
+        *sections, leaf = dotted.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = value
+    return tree
+
+
+def _budgets(raw: object, tasks: Iterable[str], origin: str) -> dict[str, Budget]:
+    budgets = {}
+    for name, value in _mapping(raw, f"{origin}: budgets").items():
+        where = f"{origin}: budgets.{name}"
+        parts = _mapping(value, where)
+        _known(parts, ("settings", "tasks"), where)
+        own = _mapping(parts.get("tasks") or {}, f"{where}.tasks")
+        _known(own, tasks, f"{where}.tasks")
+        settings = {task: _settings(s, f"{where}.tasks.{task}") for task, s in own.items()}
+        budgets[name] = Budget(
+            name=name, settings=_settings(parts.get("settings"), f"{where}.settings"), tasks=settings
+        )
+    if not budgets:
+        raise SuiteError(f"{origin}: budgets: expected at least one, found none")
+    return budgets
+
+
+def _overrides(
+    raw: object, algorithms: Iterable[str], tasks: Iterable[str], origin: str
+) -> dict[tuple[str, str], Settings]:
+    pairs: dict[tuple[str, str], Settings] = {}
+    where = f"{origin}: overrides"
+    outer = _mapping(raw or {}, where)
+    _known(outer, algorithms, where)
+    for algorithm, value in outer.items():
+        inner = _mapping(value, f"{where}.{algorithm}")
+        _known(inner, tasks, f"{where}.{algorithm}")
+        for task, settings in inner.items():
+            pair = _settings(settings, f"{where}.{algorithm}.{task}")
+            if len(pair) > MAX_OVERRIDES:
+                raise SuiteError(
+                    f"{where}.{algorithm}.{task}: expected at most {MAX_OVERRIDES} keys, found {len(pair)}: "
+                    f"{sorted(pair)}; one configuration has to serve all tasks of an algorithm"
+                )
+            pairs[algorithm, task] = pair
+    return pairs
+
+
+def _settings(raw: object, where: str) -> Settings:
+    settings = _mapping(raw or {}, where)
+    for key, value in settings.items():
+        if "." not in key or isinstance(value, Mapping):
+            raise SuiteError(
+                f"{where}: expected dotted keys with plain values, e.g. update.lr: 1e-4, found {key}: {value}"
+            )
+    return settings
+
+
+def _mapping(raw: object, where: str) -> dict[str, Any]:
+    if not isinstance(raw, Mapping):
+        raise SuiteError(f"{where}: expected a mapping, found {type(raw).__name__}")
+    return {str(key): value for key, value in raw.items()}
+
+
+def _names(raw: object, where: str) -> list[str]:
+    if not isinstance(raw, list) or not raw or len(set(map(str, raw))) != len(raw):
+        raise SuiteError(f"{where}: expected a list of different names, found {raw}")
+    return [str(name) for name in raw]
+
+
+def _known(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    options = list(known)
+    for key in values:
+        if key not in options:
+            raise SuiteError(f"{where}: unknown key {key!r}{did_you_mean(key, options)}")
+
+
+def _positive(raw: object, where: str) -> int:
+    if not isinstance(raw, int) or raw < 1:
+        raise SuiteError(f"{where}: expected a number of at least 1, found {raw!r}")
+    return raw
+
+
+def _one_of(raw: Any, options: tuple[Any, ...], where: str) -> Any:
+    if raw not in options:
+        raise SuiteError(f"{where}: expected one of {list(options)}, found {raw!r}")
+    return raw
