@@ -1,0 +1,207 @@
+"""One process per training seed: what it is told, what it reports, how it is started and stopped.
+
+The fork server imports torch, Lightning and MLflow once (10 s) and forks a process per seed in milliseconds; it holds
+no CUDA context and no threads of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Protocol
+
+from rlflow.cell import CellIdentity
+from rlflow.tracker import Outcome
+
+PLAN_FILE = "plan.json"
+PROGRESS_FILE = "progress.json"
+LOG_FILE = "log.txt"
+PRELOAD = ["rlflow.run", "rlflow.tracking", "mlflow.tracking", "mlflow.store.tracking.sqlalchemy_store"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedPlan:
+    """Everything that one training process needs, as plain values.
+
+    Attributes:
+        resolved: `Config.resolved`, with the seed.
+        identity: The cell that the seed belongs to.
+        folder: Checkpoint, samples, log and progress of this seed.
+        tracking_uri: MLflow store.
+        results: Folder of the store's lock.
+        resume: Continue the recorded run from the checkpoint in the folder; without it a checkpoint is ignored.
+        device: Value of CUDA_VISIBLE_DEVICES; None leaves it alone.
+    """
+
+    resolved: Mapping[str, Any]
+    identity: CellIdentity
+    folder: Path
+    tracking_uri: str
+    results: Path
+    resume: bool = False
+    device: str | None = None
+
+    @property
+    def seed(self) -> int:
+        """Training seed."""
+        return int(self.resolved["trainer"]["seed"])
+
+    def write(self) -> Path:
+        """Keep the plan in its folder; the file is the argument of `python -m rlflow.run`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / PLAN_FILE
+        values = asdict(self) | {"folder": str(self.folder), "results": str(self.results)}
+        path.write_text(json.dumps(values, indent=1), encoding="utf-8")
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> SeedPlan:
+        """The plan that `write` kept."""
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values["identity"] = CellIdentity(**values["identity"])
+        values["folder"], values["results"] = Path(values["folder"]), Path(values["results"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a seed is.
+
+    Attributes:
+        samples: Samples consumed.
+        score: Newest evaluation; None before the first.
+        outcome: None while it runs.
+        detail: Stage and step of a divergence, or the error.
+    """
+
+    samples: int = 0
+    score: float | None = None
+    outcome: Outcome | None = None
+    detail: str = ""
+
+    def write(self, folder: Path) -> None:
+        """Replace the progress file at once, so that a reader never sees half of it."""
+        temporary = folder / f".{PROGRESS_FILE}"
+        temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        temporary.replace(folder / PROGRESS_FILE)
+
+    @classmethod
+    def read(cls, folder: Path) -> Progress:
+        """Progress of the seed in `folder`; nothing done where the file is not there yet."""
+        try:
+            return cls(**json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return cls()
+
+
+class Child(Protocol):
+    """A running training process."""
+
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: the signal that killed it."""
+
+    def stop(self) -> None:
+        """Ask it to write its checkpoint and end; the second time it ends without."""
+
+    def kill(self) -> None:
+        """End it without asking."""
+
+
+class Fork:
+    """A child of the fork server."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        self._process = process
+
+    def exit_code(self) -> int | None:
+        """See `Child`."""
+        return self._process.exitcode
+
+    def stop(self) -> None:
+        """See `Child`."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """See `Child`."""
+        self._process.kill()
+
+
+class Command:
+    """A `python -m rlflow.run` of its own, which Lightning can start again for the other ranks."""
+
+    def __init__(self, path: Path) -> None:
+        with (path.parent / LOG_FILE).open("a") as log:
+            # A session of its own keeps the terminal's Ctrl+C away: the matrix stops its children itself.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "rlflow.run", str(path)], stdout=log, stderr=log, start_new_session=True
+            )
+
+    def exit_code(self) -> int | None:
+        """See `Child`."""
+        return self._process.poll()
+
+    def stop(self) -> None:
+        """See `Child`."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """See `Child`."""
+        self._process.kill()
+
+
+def quiet_libraries() -> None:
+    """Silence progress bars and migrations; to be called before the libraries are imported."""
+    for name, value in {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}.items():
+        os.environ.setdefault(name, value)
+    for logger in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+
+
+def limit_threads(num_threads: int) -> None:
+    """Give every library of the processes to come `num_threads`; to be called before `warm_up`."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(num_threads)
+
+
+def warm_up() -> ForkServerContext:
+    """Start the fork server; it imports in the background."""
+    from multiprocessing import forkserver
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    forkserver.ensure_running()
+    return context
+
+
+def start(plan: SeedPlan, context: ForkServerContext) -> Child:
+    """Start the process of one seed; its output goes to the log in its folder."""
+    path = plan.write()
+    Progress().write(plan.folder)
+    if int(plan.resolved["trainer"]["devices"]) > 1:
+        return Command(path)
+    process = context.Process(target=_forked, args=(str(path),), name=f"rlflow {plan.identity.cell_id} {plan.seed}")
+    process.start()
+    return Fork(process)
+
+
+def _forked(path: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    plan = SeedPlan.read(Path(path))
+    with (plan.folder / LOG_FILE).open("a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    if plan.device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = plan.device
+    from rlflow.run import main
+
+    sys.exit(main([path]))

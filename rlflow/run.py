@@ -1,0 +1,287 @@
+"""One training seed from start to end: build, track, train, stop, and say how it ended.
+
+`python -m rlflow.run PLAN.json` is the process that the matrix starts; `rlflow train` calls the same function.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+
+from rlflow.config import Config, from_resolved
+from rlflow.identity import cell_id, params
+from rlflow.launch import Progress, SeedPlan, quiet_libraries
+from rlflow.store import open_store
+from rlflow.tracker import SCORE_METRIC, MemoryTracker, Outcome, Tracker
+from rlflow.tracking import start_seed
+from rlflow.trainer import CHECKPOINT, DivergedError, Loop
+
+REPORT_AFTER_S = 0.5
+EXIT_CODES: dict[Outcome, int] = {"finished": 0, "diverged": 0, "failed": 1, "interrupted": 130}
+
+Report = Callable[[Progress], None]
+
+
+class BuildError(RuntimeError):
+    """The policy or the environments of a task cannot be made; nothing has been recorded yet."""
+
+
+class InterruptedRun(BaseException):
+    """A signal asked this run to stop."""
+
+
+class Points:
+    """The trainer's view of a tracker: one point per metric and step, with a report of how far the run is.
+
+    An evaluation follows the iteration that it judges at the same step and repeats its cost: the later value stands.
+    """
+
+    def __init__(self, tracker: Tracker, report: Report, samples: int = 0) -> None:
+        self._tracker, self._report = tracker, report
+        self._pending: dict[str, float] = {}
+        self._step = samples
+        self._reported_s = 0.0
+        self.score: float | None = None
+
+    @property
+    def samples(self) -> int:
+        """Newest step."""
+        return self._step
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Add to the points of `step`."""
+        if step != self._step:
+            self.flush()
+        self._step = step
+        self._pending |= metrics
+        evaluated = SCORE_METRIC in metrics
+        self.score = metrics.get(SCORE_METRIC, self.score)
+        if evaluated or time.monotonic() - self._reported_s > REPORT_AFTER_S:
+            self._reported_s = time.monotonic()
+            self._report(Progress(samples=step, score=self.score))
+
+    def artifact(self, path: Path, folder: str) -> None:
+        """Hand on."""
+        self._tracker.artifact(path, folder)
+
+    def flush(self) -> None:
+        """Hand the pending points on and have them sent."""
+        if self._pending:
+            self._tracker.log(self._pending, self._step)
+            self._pending = {}
+        self._tracker.flush()
+
+
+class Stop(L.Callback):
+    """Ends the run with a checkpoint after the iteration in which a signal came; a second signal ends it at once."""
+
+    def __init__(self, folder: Path, points: Points) -> None:
+        self._folder, self._points = folder, points
+        self._asked = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take SIGINT and SIGTERM while the block runs; a SIGINT that is ignored stays ignored."""
+        signals = [signal.SIGINT, signal.SIGTERM]
+        self._before = {s: handler for s in signals if (handler := signal.getsignal(s)) != signal.SIG_IGN}
+        self._listen()
+        try:
+            yield
+        finally:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals back from Lightning, which has put its own handler before this one."""
+        self._listen()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """A signal that came during the first evaluation, whose checkpoint is written."""
+        if self._asked:
+            raise InterruptedRun
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the checkpoint of this iteration and end, where asked to or left alone by the matrix."""
+        parent = multiprocessing.parent_process()
+        if self._asked or (parent is not None and not parent.is_alive()):
+            trainer.save_checkpoint(self._folder / CHECKPOINT)
+            raise InterruptedRun
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A resumed run does not log again what lies before its checkpoint: it must have been sent."""
+        self._points.flush()
+
+    def _listen(self) -> None:
+        for number in self._before:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        # Ranks get the signal in different iterations and would wait for each other.
+        if self._asked or torch.distributed.is_initialized():
+            raise InterruptedRun
+        self._asked = True
+
+
+def train(plan: SeedPlan, report: Report) -> Progress:
+    """Run one seed to its end and record how it ended.
+
+    Raises:
+        BuildError: The task cannot be set up; the tracking store has not been touched.
+        TrackingError: The store is unreachable, or the seed has a result already.
+    """
+    config = from_resolved(plan.resolved)
+    _quiet()
+    if config.trainer.num_threads:
+        torch.set_num_threads(config.trainer.num_threads)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        loop = build(config, plan.folder)
+        checkpoint = load_checkpoint(plan.folder / CHECKPOINT) if plan.resume else None
+        resumed = checkpoint is not None and _same_cell(checkpoint, config)
+        if checkpoint is not None and resumed:
+            loop.resume(checkpoint)
+        return _fit(loop, _open_tracker(plan, loop, resumed), report)
+    finally:
+        config.task.close()
+
+
+def build(config: Config, folder: Path) -> Loop:
+    """The loop of a run, not yet tracked.
+
+    Raises:
+        BuildError: With the error of the task or policy.
+    """
+    try:
+        return Loop(config, Points(MemoryTracker(), _ignore), folder)
+    except Exception as error:
+        reason = str(error).strip() or type(error).__name__
+        raise BuildError(f"cannot set up {config.task_name} for {config.algorithm_name}: {reason}") from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """A checkpoint on the CPU, or None where there is none."""
+    if not path.exists():
+        return None
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return checkpoint
+
+
+def _fit(loop: Loop, tracker: Tracker, report: Report) -> Progress:
+    points = Points(tracker, report, loop.samples)
+    loop.tracker = points
+    outcome: Outcome = "finished"
+    detail = ""
+    stop = Stop(loop.folder, points)
+    try:
+        with stop.listening():
+            if loop.iteration < loop.config.num_iterations:
+                _trainer(loop.config, loop.folder, stop).fit(loop)
+    except DivergedError as error:
+        outcome, detail = "diverged", str(error)
+    except (InterruptedRun, KeyboardInterrupt):
+        outcome, detail = "interrupted", f"stopped after {loop.samples} samples"
+    except Exception as error:
+        outcome, detail = "failed", f"{type(error).__name__}: {error}"
+        (loop.folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        traceback.print_exc()
+    end = Progress(samples=loop.samples, score=points.score, outcome=outcome, detail=detail)
+    points.flush()
+    if outcome == "failed":
+        tracker.artifact(loop.folder / "traceback.txt")
+    if outcome == "finished" and tracker_writes():
+        tracker.artifact(loop.folder / CHECKPOINT, "checkpoints")
+    tracker.finish(outcome, detail)
+    report(end)
+    return end
+
+
+def _trainer(config: Config, folder: Path, stop: Stop) -> L.Trainer:
+    trainer = config.trainer
+    return L.Trainer(
+        accelerator=trainer.accelerator,
+        devices=trainer.devices,
+        strategy=trainer.strategy,
+        precision=trainer.precision,  # type: ignore[arg-type]  # a plain string in the configuration
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        callbacks=[stop],
+    )
+
+
+def tracker_writes() -> bool:
+    """Whether this process is the one of its run that records; Lightning names the ranks that it starts."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK"))
+
+
+def _open_tracker(plan: SeedPlan, loop: Loop, resume: bool) -> Tracker:
+    if not tracker_writes():
+        return MemoryTracker()
+    store = open_store(plan.tracking_uri, results=plan.results)
+    note = loop.algorithm.note(loop.policy) or ""
+    identity = replace(plan.identity, note=note)
+    return start_seed(store, identity, seed=plan.seed, config=plan.resolved, resume=resume)
+
+
+def _same_cell(checkpoint: Mapping[str, Any], config: Config) -> bool:
+    kept = from_resolved(checkpoint["rlflow"]["config"])
+    same_id = cell_id(params(kept), kept.task.version) == cell_id(params(config), config.task.version)
+    return same_id and kept.trainer.seed == config.trainer.seed
+
+
+def _ignore(_: Progress) -> None:
+    return None
+
+
+def _quiet() -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the plan of a file; its progress file says how it ended."""
+    (path,) = sys.argv[1:] if arguments is None else arguments
+    plan = SeedPlan.read(Path(path))
+    quiet_libraries()
+
+    def report(progress: Progress) -> None:
+        progress.write(plan.folder)
+
+    try:
+        end = train(plan, report)
+    except Exception as error:
+        traceback.print_exc()
+        report(Progress(outcome="failed", detail=str(error)))
+        return 1
+    assert end.outcome is not None
+    return EXIT_CODES[end.outcome]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
