@@ -1,0 +1,82 @@
+"""The `rlflow` command: expected errors are one line and exit code 2, anything else is a bug with its traceback."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from rlflow.commands.board import leaderboard
+from rlflow.commands.checkpoint import evaluate, sample
+from rlflow.commands.doctor import doctor
+from rlflow.commands.matrix import matrix
+from rlflow.commands.plugins import list_plugins, pretrain
+from rlflow.commands.train import train
+from rlflow.launch import quiet_libraries
+
+# By name, because the classes live in modules that import torch, Lightning or MLflow.
+EXPECTED_ERRORS = frozenset(
+    {
+        "rlflow.commands.options.UsageError",
+        "rlflow.matrix.MatrixError",
+        "rlflow.policy.MissingCapabilityError",
+        "rlflow.report.ReportError",
+        "rlflow.registry.UnknownNameError",
+        "rlflow.run.BuildError",
+        "rlflow.settings.ConfigError",
+        "rlflow.store.TrackingError",
+        "rlflow.suite.SuiteError",
+    }
+)
+USAGE_EXIT_CODE = 2
+
+
+class Commands(TyperGroup):
+    """Turns expected errors into a message."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; RLFLOW_TRACEBACK=1 shows where an expected error came from."""
+        quiet_libraries()
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if not is_expected(error):
+                raise
+            if os.environ.get("RLFLOW_TRACEBACK"):
+                traceback.print_exc()
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(USAGE_EXIT_CODE) from error
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether the error is the user's to mend, so that its message says all."""
+    return any(f"{c.__module__}.{c.__qualname__}" in EXPECTED_ERRORS for c in type(error).__mro__)
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Any reinforcement-learning algorithm on any task through one loop, with leaderboards from MLflow.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+app.command()(train)
+app.command()(matrix)
+app.command()(leaderboard)
+app.command("eval")(evaluate)
+app.command()(sample)
+app.command("list")(list_plugins)
+app.command()(pretrain)
+app.command()(doctor)
+
+
+def main() -> None:
+    """Entry point."""
+    app(prog_name="rlflow")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""`rlflow eval` and `rlflow sample`: judge a checkpoint, or an untrained policy, on the frozen evaluation set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rlflow.commands.options import Overrides, UsageError
+
+if TYPE_CHECKING:
+    from rlflow.task import Evaluation
+    from rlflow.trainer import Loop
+
+SUFFIX = ".ckpt"
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A last.ckpt of `rlflow train` or `rlflow matrix`.")],
+    overrides: Overrides = None,
+) -> None:
+    """Evaluate CHECKPOINT, also under changed settings such as another sampler."""
+    result, loop = _judge([str(checkpoint), *(overrides or [])])
+    typer.echo(f"{loop.config.algorithm_name} on {loop.config.task_name} after {loop.samples:,} samples")
+    for name, value in result.metrics.items():
+        typer.echo(f"  {name:<32} {value:.6g}")
+
+
+def sample(
+    target: Annotated[
+        list[str], typer.Argument(help="CHECKPOINT or ALGORITHM TASK, then key=value.", metavar="TARGET...")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the files.")] = Path("samples"),
+) -> None:
+    """Write the sample files of one evaluation: an image grid, a rollout video, completions."""
+    from rlflow.samples import write_samples
+    from rlflow.tracker import MemoryTracker
+
+    out = _writable(out)
+    result, loop = _judge(target)
+    write_samples(result, out, MemoryTracker(), loop.samples)
+    for path in sorted((out / "samples" / f"{loop.samples:09d}").iterdir()):
+        typer.echo(str(path))
+
+
+def _judge(target: list[str]) -> tuple[Evaluation, Loop]:
+    import torch
+
+    from rlflow.config import from_resolved, resolve
+    from rlflow.run import build
+
+    words = [word for word in target if "=" not in word]
+    overrides = [word for word in target if "=" in word]
+    checkpoint = None
+    if len(words) == 1:
+        path = Path(words[0])
+        checkpoint = _load(path)
+        if checkpoint is None:
+            raise UsageError(f"expected a checkpoint *{SUFFIX} that rlflow wrote, found {path}")
+        kept = from_resolved(checkpoint["rlflow"]["config"])
+        sections = {name: dict(values) for name, values in kept.resolved.items()}
+        del sections["algorithm"]["name"]
+        config = resolve(kept.algorithm_name, kept.task_name, overrides, [sections])
+    elif len(words) == 2:
+        config = resolve(words[0], words[1], overrides)
+    else:
+        raise UsageError(f"expected CHECKPOINT or ALGORITHM TASK, found {' '.join(words) or 'nothing'}")
+    try:
+        loop = build(config, Path())
+        if checkpoint is not None:
+            loop.resume(checkpoint)
+        loop.to("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
+        loop.eval()
+        with torch.no_grad(), loop.averaged.in_place():
+            return loop.task.evaluate(loop.policy, loop.noise("eval")), loop
+    finally:
+        config.task.close()
+
+
+def _load(path: Path) -> dict[str, Any] | None:
+    from pickle import UnpicklingError
+
+    from rlflow.run import load_checkpoint
+
+    if path.suffix != SUFFIX:
+        return None
+    try:
+        checkpoint = load_checkpoint(path)
+    except (UnpicklingError, RuntimeError, EOFError):
+        return None
+    return checkpoint if checkpoint is not None and "rlflow" in checkpoint else None
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"expected a folder that can be written at {folder}, found: {error.strerror}") from error
+    return folder
