@@ -136,7 +136,9 @@ def _range(board: Board, entrant: Entrant) -> str:
 def _headline(board: Board, figures: Mapping[str, Figure]) -> str:
     if "headline" not in figures:
         return "<p>No entrant is complete yet, so none is ranked.</p>"
-    caption = "M; thin line: expanded limits, thick: plain percentile" if _has_limits(board) else "M (no interval)"
+    caption = (
+        "M; thin line: expanded limits, thick: plain percentile" if _has_limits(board) else "M (one seed: no interval)"
+    )
     svg = inline_svg(figures["headline"], "M of every ranked entrant")
     return f'<h2>Headline</h2><figure class="headline"><h3>{caption}</h3>{svg}</figure>'
 

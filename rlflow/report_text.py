@@ -91,21 +91,30 @@ def unit_text(cell: Cell) -> str:
 
 def terminal_table(board: Board) -> Table:
     """The board for a terminal, two lines a row: raw mean with error, then normalised score and n/N."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"Leaderboard {board.suite}", caption="\n".join(_remarks(board)), caption_justify="left")
-    for name in ("#", "algorithm", "M [95 %]", *board.columns, "tier", "wall"):
-        table.add_column(name, justify="right" if name in ("#", "tier", "wall") else "left")
+    # Text, because rich would take the [policy] of a column for a style.
+    table = Table(
+        title=f"Leaderboard {board.suite}",
+        caption=Text("\n".join(_remarks(board))),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    for name in ("#", "algorithm", "M [95 %]"):
+        table.add_column(Text(name), no_wrap=True, justify="right" if name == "#" else "left")
+    for column in board.columns:
+        lines = column.replace("/", "/\n").replace(" [", "\n[")
+        table.add_column(Text(lines), min_width=max(map(len, lines.splitlines())))
+    table.add_column(Text("tier\nwall"), no_wrap=True, justify="right")
     for entrant in board.entrants:
         cells = [_terminal_cell(board, entrant.cells.get(column)) for column in board.columns]
-        table.add_row(
-            _or_absent(entrant.rank),
-            entrant.algorithm,
-            headline_text(entrant).replace(" [", "\n["),
-            *cells,
-            _or_absent(entrant.tier),
-            duration_text(entrant.wall_s),
-        )
+        before = [_or_absent(entrant.rank), entrant.algorithm, headline_text(entrant).replace(" [", "\n[")]
+        after = [f"{_or_absent(entrant.tier)}\n{duration_text(entrant.wall_s)}"]
+        table.add_row(*map(Text, [*before, *cells, *after]))
     return table
 
 

@@ -113,13 +113,28 @@ def test_seeds_csv_tells_the_shape_of_every_curve() -> None:
     assert line["samples_to_0.75"] == ""
 
 
-def test_the_terminal_table_fits_a_terminal(board: Board) -> None:
-    console = Console(width=120, file=io.StringIO(), record=True)
+def printed(board: Board, width: int) -> str:
+    """The terminal table as a terminal of `width` columns shows it."""
+    console = Console(width=width, file=io.StringIO(), record=True)
     console.print(terminal_table(board))
-    text = console.export_text()
-    assert "0.640" in text
-    assert "5/5, 1 diverged" in text
-    assert max(len(line) for line in text.splitlines()) <= 120
+    return console.export_text()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_terminal_table_fits_a_terminal(board: Board, width: int) -> None:
+    text = printed(board, width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert all(entrant.algorithm in text for entrant in board.entrants)
+    assert "[0.393, 0.636]" in text
+    assert "halfcheetah" in text
+
+
+def test_the_terminal_table_shows_brackets_as_they_are() -> None:
+    cells = [make_cell("ppo", "a", [0.5], policy=policy, note="see [bold] text") for policy in ("flow", "red")]
+    text = printed(make_board("toy@1", "d1", cells), 100)
+    assert "[flow]" in text
+    assert "[red]" in text
+    assert "see [bold] text" in text
 
 
 def test_files_are_byte_identical_when_written_again(written: Path, tmp_path: Path) -> None:
