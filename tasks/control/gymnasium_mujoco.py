@@ -53,7 +53,9 @@ class GymnasiumMujoco(Task):
         reward_clip: Limit of |training reward| after scaling (0 = off).
         reward_gamma: Discount of the return whose std is the scale.
         eval_episodes: Episodes of an evaluation, at most 1,000. Too few: noisy scores; too many: slow.
-        video: Whether evaluations leave a rollout video behind (about two seconds each).
+        video: Whether evaluations leave rollout videos behind.
+        video_every: Evaluations from one video to the next, the first included; 5 hits the first and the last point of
+            grids of 11 and 21. Too low: rendering (about 1.5 s each) outweighs short runs.
     """
 
     version: ClassVar[str] = "1"
@@ -77,15 +79,19 @@ class GymnasiumMujoco(Task):
     reward_gamma: float = 0.99
     eval_episodes: int = 10
     video: bool = True
+    video_every: int = 5
 
     def __post_init__(self) -> None:
         """Refuse an environment or sizes that cannot run, before anything else is built."""
         self._spec = spec_of(self.env_id)
-        if self.num_steps < 1 or not 1 <= self.eval_episodes <= 1000 or not 0 <= self.reward_gamma < 1:
+        if min(self.num_steps, self.video_every) < 1 or not 1 <= self.eval_episodes <= 1000:
             raise ValueError(
-                f"task: expected num_steps >= 1, eval_episodes in [1, 1000] and reward_gamma in [0, 1), found "
-                f"{self.num_steps}, {self.eval_episodes} and {self.reward_gamma}"
+                f"task: expected num_steps and video_every of at least 1 and eval_episodes in [1, 1000], found "
+                f"{self.num_steps}, {self.video_every} and {self.eval_episodes}"
             )
+        if not 0 <= self.reward_gamma < 1:
+            raise ValueError(f"task.reward_gamma: expected a discount in [0, 1), found {self.reward_gamma}")
+        self._evaluations = 0
         self._vector: MujocoVector | None = None
         self._scaler = ReturnScaler(self.reward_gamma)
 
@@ -167,7 +173,9 @@ class GymnasiumMujoco(Task):
     def evaluate(self, policy: Policy, noise: Noise) -> Evaluation:
         """Raw return of `eval_episodes` fixed seeds under the deterministic policy."""
         episodes = play(self.env_id, policy, ACTION_KEYS[self.actor], self.eval_episodes, noise.device)
-        files = sample_files(self.env_id, episodes) if self.video else {}
+        shown = self.video and self._evaluations % self.video_every == 0
+        self._evaluations += 1
+        files = sample_files(self.env_id, episodes) if shown else {}
         return Evaluation(metrics=episodes.metrics(), items=episodes.items(), files=files)
 
     def state_dict(self) -> dict[str, Any]:
@@ -175,11 +183,13 @@ class GymnasiumMujoco(Task):
         return {
             "vector": None if self._vector is None else self._vector.state_dict(),
             "scaler": self._scaler.state_dict(),
+            "evaluations": self._evaluations,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue every episode exactly where it was."""
         self._scaler.load_state_dict(state["scaler"])
+        self._evaluations = state["evaluations"]
         if state["vector"] is not None:
             self._open(state["vector"]["start"].tolist())
             assert self._vector is not None

@@ -161,6 +161,12 @@ def test_evaluation_repeats_itself_on_fixed_seeds_with_raw_reward(actor, start):
     assert torch.equal(state, task.state_dict()["vector"]["simulator"])
 
 
+def test_videos_come_with_the_first_and_every_fifth_evaluation():
+    task, policy = opened("control/Reacher-v5", "ppo", "task.video=true", "task.eval_episodes=1")
+    shown = [bool(task.evaluate(policy, noise()).files) for _ in range(7)]
+    assert shown == [True, False, False, False, False, True, False]
+
+
 def test_reward_is_scaled_clipped_and_logged_raw():
     task, policy = opened(
         "control/halfcheetah", "ppo", "task.reward_scaling=constant", "task.reward_factor=10", "task.reward_clip=2"
