@@ -93,6 +93,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean ...?` or the list of known names, to end an error message with."""
     options = sorted(known)
     near = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
+    if not near:
+        # A key without its section is compared with the last part of the known ones.
+        last_parts = {option.rpartition(".")[2]: option for option in options}
+        near = [last_parts[part] for part in difflib.get_close_matches(name, last_parts, n=3, cutoff=0.5)]
     if near:
         return f"; did you mean {' or '.join(near)}?"
     return f"; known: {', '.join(options) or 'none (is the package installed? pip install -e .)'}"
