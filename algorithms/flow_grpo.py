@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from rlflow.advantage import episode_return, group_advantage, returns_to_go, zero_std_fraction
 from rlflow.algorithm import Algorithm, Loss
@@ -28,8 +28,6 @@ class FlowGrpo(Algorithm):
         advantage_clip: Limit of |advantage|.
     """
 
-    needs_groups: ClassVar[bool] = True
-
     clip_low: float = 0.2
     clip_high: float = 0.2
     beta: float = 0.0
@@ -37,6 +35,11 @@ class FlowGrpo(Algorithm):
     credit: Literal["episode", "to_go"] = "episode"
     gamma: float = 1.0
     advantage_clip: float = 5.0
+
+    @property
+    def needs_groups(self) -> bool:
+        """The group is the baseline."""
+        return True
 
     @property
     def requires(self) -> frozenset[str]:

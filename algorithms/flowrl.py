@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from rlflow.loss import MAX_LOG_RATIO
 from rlflow.policy import Policy
 from rlflow.rollout import Minibatch, Rollout, Targets
 
-WEIGHTS = {"paper": (0.8, 1.2), "release": None, "cispo": (0.8, 1.28), "cap10": (0.0, 10.0)}
+WEIGHTS = {"paper": (0.8, 1.2), "release": (0.0, math.inf), "cispo": (0.8, 1.28), "cap10": (0.0, 10.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,6 @@ class FlowRL(Algorithm):
         lam: Trace decay of that return.
     """
 
-    needs_groups: ClassVar[bool] = True
-
     beta: float = 15.0
     variant: Literal["paper", "release", "cispo", "cap10"] = "paper"
     weight_exponent: Literal["mean", "sum"] = "mean"
@@ -48,6 +47,11 @@ class FlowRL(Algorithm):
         """Check the temperature."""
         if self.beta <= 0:
             raise ValueError(f"beta: expected > 0, found {self.beta}; beta scales the log-reward")
+
+    @property
+    def needs_groups(self) -> bool:
+        """The log-reward is normalised within the group."""
+        return True
 
     @property
     def requires(self) -> frozenset[str]:
@@ -66,10 +70,8 @@ class FlowRL(Algorithm):
         if rollout.decisions_independent:
             soft_value = policy.log_partition(rollout) / self.beta
             following = next_values(lambda ends: policy.log_partition(ends) / self.beta, rollout, soft_value)
-            advantage = gae(
-                rollout.reward, soft_value, following, rollout.terminated, rollout.boundary,
-                gamma=self.gamma, lam=self.lam,
-            )  # fmt: skip
+            ends = rollout.terminated, rollout.boundary
+            advantage = gae(rollout.reward, soft_value, following, *ends, gamma=self.gamma, lam=self.lam)
             log_reward = advantage + soft_value
             metrics["soft_value_mean"] = soft_value[rollout.mask].mean()
         else:
@@ -80,14 +82,13 @@ class FlowRL(Algorithm):
     def loss(self, policy: Policy, minibatch: Minibatch) -> Loss:
         """Weighted squared residual of the balance, one per row."""
         assert minibatch.old_log_prob is not None
-        goal, mask = minibatch.targets, minibatch.mask.unsqueeze(-1)
+        goal, mask = minibatch.targets, (minibatch.mask & _same_trace(minibatch.boundary)).unsqueeze(-1)
         log_prob: Tensor = policy.log_prob(minibatch)
         log_ratio = (log_prob - minibatch.old_log_prob).detach()
         if self.variant == "cispo":
-            low, high = WEIGHTS["cispo"] or (0.0, 0.0)
+            low, high = WEIGHTS["cispo"]
             kept = (log_ratio.exp() >= low) & (log_ratio.exp() <= high)
             log_prob = torch.where(kept, log_prob, log_prob.detach())
-        mask = mask & _same_trace(minibatch.boundary).unsqueeze(-1)
         length = (mask.sum((1, 2)) * log_prob.shape[-1]).clamp_min(1)
         size = length if self.length_normalised else torch.ones_like(length)
         balance = torch.where(mask, log_prob - goal["ref_log_prob"], 0.0).sum((1, 2)) / size
@@ -106,14 +107,12 @@ class FlowRL(Algorithm):
     def _weight(self, log_ratio: Tensor, length: Tensor) -> Tensor:
         exponent = log_ratio / length if self.weight_exponent == "mean" else log_ratio
         weight = exponent.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-        bounds = WEIGHTS[self.variant]
-        return weight if bounds is None else weight.clamp(*bounds)
+        return weight.clamp(*WEIGHTS[self.variant])
 
 
 def _first(x: Tensor, mask: Tensor) -> Tensor:
     """The value of each row's first trainable decision, `[b, T]` to `[b]`."""
-    index = mask.int().argmax(dim=1, keepdim=True)
-    return x.gather(1, index)[:, 0]
+    return x.gather(1, mask.int().argmax(dim=1, keepdim=True))[:, 0]
 
 
 def _same_trace(boundary: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -47,7 +47,10 @@ class Fpo(Algorithm):
     negative_weight: float = 1.0
     beta: float = 0.0
 
-    needs_groups: ClassVar[bool] = False
+    @property
+    def needs_groups(self) -> bool:
+        """Only where the group is the baseline."""
+        return self.baseline == "group"
 
     @property
     def requires(self) -> frozenset[str]:

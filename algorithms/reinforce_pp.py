@@ -36,6 +36,11 @@ class ReinforcePP(Algorithm):
     k1_clamp: float = 10.0
 
     @property
+    def needs_groups(self) -> bool:
+        """Only the `baseline` variant: alone in its group, every return would be 0."""
+        return self.variant == "baseline"
+
+    @property
     def requires(self) -> frozenset[str]:
         """Likelihoods of policy and reference."""
         return frozenset({"log_prob", "reference"})

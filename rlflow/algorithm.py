@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -32,18 +31,17 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm(ABC):
-    """A learning rule on the `[B, T, K]` block; knows neither task nor policy class.
-
-    Attributes:
-        needs_groups: Whether rollouts are compared within a group, so that `group_size` must be at least 2.
-    """
-
-    needs_groups: ClassVar[bool] = False
+    """A learning rule on the `[B, T, K]` block; knows neither task nor policy class."""
 
     @property
     @abstractmethod
     def requires(self) -> frozenset[str]:
         """Capabilities asked of the policy under this configuration (see `rlflow.policy.PROTOCOLS`)."""
+
+    @property
+    def needs_groups(self) -> bool:
+        """Whether rollouts are compared within a group, so that `group_size` must be at least 2."""
+        return False
 
     @property
     def row_decisions(self) -> int:
