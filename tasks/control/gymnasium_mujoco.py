@@ -8,9 +8,11 @@ from functools import cache
 from importlib import resources
 from typing import Any, ClassVar, Literal
 
+import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from rlflow import distributed
 from rlflow.policies.flow import FlowConfig, FlowPolicy
 from rlflow.policies.gaussian import DiagonalGaussian, GaussianPolicy
 from rlflow.policies.heads import ContextHead, RunningNorm, mlp, partition_mlp
@@ -179,15 +181,33 @@ class GymnasiumMujoco(Task):
         return Evaluation(metrics=episodes.metrics(), items=episodes.items(), files=files)
 
     def state_dict(self) -> dict[str, Any]:
-        """Simulators, unfinished episodes and the reward scale; observation statistics are in the policy."""
-        return {
+        """Simulators, unfinished episodes and the reward scale of every rank; all ranks have to call it.
+
+        Observation statistics are in the policy.
+        """
+        own = {
             "vector": None if self._vector is None else self._vector.state_dict(),
             "scaler": self._scaler.state_dict(),
             "evaluations": self._evaluations,
         }
+        if distributed.world_size() == 1:
+            return {"ranks": [own]}
+        everyone: list[Any] = [None] * distributed.world_size()
+        dist.all_gather_object(everyone, own)
+        return {"ranks": everyone}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue every episode exactly where it was."""
+        """Continue every episode of this rank exactly where it was.
+
+        Raises:
+            ValueError: If the checkpoint was written by another number of processes.
+        """
+        if len(state["ranks"]) != distributed.world_size():
+            raise ValueError(
+                f"control state: expected environments of {distributed.world_size()} processes, found "
+                f"{len(state['ranks'])} in the checkpoint; resume with trainer.devices={len(state['ranks'])}"
+            )
+        state = state["ranks"][distributed.rank()]
         self._scaler.load_state_dict(state["scaler"])
         self._evaluations = state["evaluations"]
         if state["vector"] is not None:

@@ -11,6 +11,7 @@ from rlflow.config import ConfigError, resolve
 from rlflow.random import Noise, generator
 from rlflow.registry import entries
 from rlflow.rollout import assert_shapes
+from rlflow.testing import task_checks
 from rlflow.trainer import Loop
 from tasks.control.evaluation import NUM_EVAL_SEEDS
 from tasks.control.gymnasium_mujoco import train_seed
@@ -135,6 +136,18 @@ def test_state_round_trip_continues_bit_for_bit(actor):
     assert expected.metrics == found.metrics
 
 
+def test_state_of_another_number_of_processes_is_refused():
+    task, _ = opened()
+    with pytest.raises(ValueError, match=r"resume with trainer.devices=2"):
+        task.load_state_dict({"ranks": task.state_dict()["ranks"] * 2})
+
+
+@pytest.mark.parametrize("check", task_checks(), ids=lambda check: check.__name__)
+def test_task_passes_the_public_conformance_checks(check):
+    task, _ = opened("control/Hopper-v5")
+    check(task)
+
+
 def test_same_seed_gives_the_same_rollout_and_another_seed_does_not():
     rollouts = []
     for seed in (0, 0, 1):
@@ -149,7 +162,7 @@ def test_evaluation_repeats_itself_on_fixed_seeds_with_raw_reward(actor, start):
     task, policy = opened("control/Reacher-v5", "ppo", f"task.actor={actor}", f"task.flow.eval_start={start}")
     block(task, policy)
     before = {k: v.clone() for k, v in policy.state_dict().items()}
-    state = task.state_dict()["vector"]["simulator"]
+    state = task.state_dict()["ranks"][0]["vector"]["simulator"]
     results = [task.evaluate(policy, noise(seed)) for seed in (0, 7)]
     assert results[0].metrics == results[1].metrics
     assert [item["seed"] for item in results[0].items] == [0, 1]
@@ -158,7 +171,7 @@ def test_evaluation_repeats_itself_on_fixed_seeds_with_raw_reward(actor, start):
     assert [item["length"] for item in results[0].items] == [50, 50]
     # Neither the normaliser nor the training episodes have moved.
     assert all(torch.equal(before[k], v) for k, v in policy.state_dict().items())
-    assert torch.equal(state, task.state_dict()["vector"]["simulator"])
+    assert torch.equal(state, task.state_dict()["ranks"][0]["vector"]["simulator"])
 
 
 def test_videos_come_with_the_first_and_every_fifth_evaluation():
