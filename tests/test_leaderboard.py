@@ -66,6 +66,13 @@ def test_every_launched_seed_is_counted(store: Store, identity: Make) -> None:
     assert [e.algorithm for e in board.entrants] == ["fpo", "ppo"]
 
 
+def test_a_planned_seed_that_never_started_is_owed(store: Store, identity: Make) -> None:
+    ensure_board(store, "toy@1", SuitePlan(digest="d1", algorithms=("ppo",), tasks=("toy/walk",), seeds=(0, 1, 2)))
+    run_seed(store, identity(), 0, [0, 6, 6, 6])
+    (entrant,) = read_board(store, "toy@1").entrants
+    assert (entrant.cells["toy/walk"].launched, entrant.complete) == ((0, 1, 2), False)
+
+
 def test_runs_of_others_are_ignored_and_counted(store: Store, identity: Make) -> None:
     run_seed(store, identity(), 0, [0, 6, 6, 6])
     store.client.create_run(ensure_experiment(store, "toy@1"))
