@@ -44,7 +44,6 @@ class FlowRL(Algorithm):
     lam: float = 0.95
 
     def __post_init__(self) -> None:
-        """Check the temperature."""
         if self.beta <= 0:
             raise ValueError(f"beta: expected > 0, found {self.beta}; beta scales the log-reward")
 
@@ -117,5 +116,4 @@ def _first(x: Tensor, mask: Tensor) -> Tensor:
 
 def _same_trace(boundary: Tensor) -> Tensor:
     """Decisions of a window up to its first boundary, `[b, T]` bool; those behind it belong to another episode."""
-    ended = boundary.int().cumsum(dim=1) - boundary.int()
-    return ended == 0
+    return boundary.int().cumsum(dim=1) == boundary.int()

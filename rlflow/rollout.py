@@ -194,7 +194,15 @@ def minibatch(
 
 
 def flatten_targets(targets: Targets, rollout: Rollout, window: int = 1) -> dict[str, Tensor]:
-    """Targets in the row layout of `rollout.flatten(window)`."""
+    """Targets in the row layout of `rollout.flatten(window)`.
+
+    Raises:
+        ValueError: If a target does not lead with `[B, T]`.
+    """
+    for name, x in targets.tensors.items():
+        lead = rollout.mask.shape
+        if x.shape[:2] != lead:
+            raise ValueError(f"target {name!r}: expected {list(lead)} + [...], found {list(x.shape)}")
     if not rollout.decisions_independent:
         return targets.tensors
     return {k: _windows(v, window) for k, v in targets.tensors.items()}
