@@ -1,0 +1,147 @@
+"""A policy that answers with given tensors, a hand-made minibatch, and runs of the loop on the toy task."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from rlflow.config import resolve
+from rlflow.policy import Policy
+from rlflow.rollout import Minibatch, Rollout
+from rlflow.trainer import Loop
+
+Answer = Tensor | Callable[[Rollout], Tensor]
+
+
+class FakePolicy(Policy):
+    """Answers each capability with the tensor (or function of the rollout) that it was given."""
+
+    def __init__(self, **answers: Answer) -> None:
+        super().__init__(frozenset())
+        self.actor = nn.Identity()
+        self.answers = answers
+
+    def sample(self, context: dict[str, Tensor], noise: Any, *, train: bool = True) -> dict[str, Tensor]:
+        """Not asked by any algorithm."""
+        raise NotImplementedError
+
+    def _answer(self, name: str, rollout: Rollout) -> Tensor:
+        answer = self.answers[name]
+        return answer if isinstance(answer, Tensor) else answer(rollout)
+
+    def log_prob(self, rollout: Rollout) -> Tensor:
+        return self._answer("log_prob", rollout)
+
+    def elbo(self, rollout: Rollout) -> Tensor:
+        return self._answer("elbo", rollout)
+
+    def value(self, rollout: Rollout) -> Tensor:
+        return self._answer("value", rollout)
+
+    def log_partition(self, rollout: Rollout) -> Tensor:
+        return self._answer("log_partition", rollout)
+
+    def kl(self, rollout: Rollout) -> Tensor:
+        return self._answer("kl", rollout)
+
+    def ref_log_prob(self, rollout: Rollout) -> Tensor:
+        return self._answer("ref_log_prob", rollout)
+
+    def entropy(self, rollout: Rollout) -> Tensor:
+        return self._answer("entropy", rollout)
+
+
+def block(reward: Sequence[Sequence[float]], **changes: Any) -> Rollout:
+    """A rollout of dependent decisions whose rows end at their last column; `changes` replace any field."""
+    r = torch.tensor(reward, dtype=torch.float32)
+    last = torch.zeros(r.shape, dtype=torch.bool)
+    last[:, -1] = True
+    values: dict[str, Any] = {
+        "context": {},
+        "action": {},
+        "mask": torch.ones(r.shape, dtype=torch.bool),
+        "group": torch.zeros(r.shape[0], dtype=torch.int64),
+        "reward": r,
+        "terminated": last,
+        "boundary": last,
+    }
+    return Rollout(**(values | changes))
+
+
+def part(targets: dict[str, Tensor], *, mask: Tensor | None = None, **changes: Any) -> Minibatch:
+    """A minibatch that is the whole optimiser batch, shaped after its first target."""
+    shape = next(iter(targets.values())).shape[:2]
+    trainable = torch.ones(shape, dtype=torch.bool) if mask is None else mask
+    rollout = block(torch.zeros(shape).tolist(), mask=trainable, **changes)
+    fields = {name: getattr(rollout, name) for name in rollout.__dataclass_fields__ if name != "_memo"}
+    return Minibatch(
+        **fields, targets=targets, global_decisions=float(trainable.sum()), global_rows=float(trainable.shape[0])
+    )
+
+
+class Recorder:
+    """Keeps what the loop logs: one list of metrics per call."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, dict[str, float]]] = []
+        self.artifacts: list[tuple[str, str]] = []
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        self.calls.append((step, dict(metrics)))
+
+    def artifact(self, path: Path, folder: str) -> None:
+        self.artifacts.append((path.name, folder))
+
+    def curve(self, name: str) -> list[tuple[int, float]]:
+        """(samples, value) of every call that has the metric."""
+        return [(step, metrics[name]) for step, metrics in self.calls if name in metrics]
+
+
+TOY = (
+    "task.groups_per_rollout=4",
+    "task.group_size=2",
+    "trainer.budget=48",
+    "trainer.num_evaluations=3",
+    "trainer.accelerator=cpu",
+)
+"""Six iterations of eight rollouts, evaluated at 0, 24 and 48 samples."""
+
+
+def toy_loop(algorithm: str, folder: Path, *overrides: str, tracker: Any = None) -> Loop:
+    """The loop on the toy task, not yet run."""
+    config = resolve(algorithm, "toy", [*TOY, *overrides])
+    return Loop(config, tracker or Recorder(), folder)
+
+
+def fit(loop: Loop) -> Loop:
+    """Run a loop to its end as `rlflow.run` does, without MLflow."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    trainer = loop.config.trainer
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        L.Trainer(
+            accelerator=trainer.accelerator,
+            devices=trainer.devices,
+            strategy=trainer.strategy,
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            default_root_dir=loop.folder,
+        ).fit(loop)
+    return loop
+
+
+def weights(loop: Loop) -> dict[str, Tensor]:
+    """Copies of all weights of a loop."""
+    return {name: value.detach().clone() for name, value in loop.state_dict().items()}
