@@ -21,7 +21,7 @@ from tasks.reasoning.countdown_model import Checkpoint, shipped_base
 from tasks.reasoning.countdown_puzzle import FAILURES, MAX_COMPLETION_TOKENS, Puzzle, Verdict, verify
 from tasks.reasoning.countdown_report import evaluation
 
-# Measured with `python -m tasks.reasoning.pretrain`; a new base or a new evaluation set is a new version.
+# Measured with `rlflow pretrain reasoning/countdown`; a new base or a new evaluation set is a new version.
 BASE_PASS_AT_1 = 0.31
 EVALUATION_SEED = 20_250_101
 # Rows of one evaluation forward; 512 keep the key-value cache near 70 MB.
@@ -137,6 +137,13 @@ class Countdown(Task):
             samples += [answers[j : j + self.evaluation_samples] for j in range(0, len(rows), self.evaluation_samples)]
         mean_tokens = num_tokens / (len(asked) * self.evaluation_samples)
         return evaluation(asked, samples, self.rarefied_size, mean_tokens)
+
+    @staticmethod
+    def pretrain(out: Path, seed: int) -> dict[str, float]:
+        """Make the base anew in `out` and return its score (`rlflow pretrain reasoning/countdown`)."""
+        from tasks.reasoning.pretrain import pretrain_countdown
+
+        return pretrain_countdown(out, seed)
 
     @property
     def _checkpoint(self) -> Checkpoint:

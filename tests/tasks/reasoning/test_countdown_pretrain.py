@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 
-from tasks.reasoning.countdown_model import EOS_ID, countdown_tokenizer
+from tasks.reasoning import pretrain
+from tasks.reasoning.countdown import Countdown
+from tasks.reasoning.countdown_model import EOS_ID, countdown_config, countdown_model, countdown_tokenizer
 from tasks.reasoning.countdown_puzzle import Puzzle, verify
 from tasks.reasoning.pretrain import IGNORED_LABEL, ChainSource, encode, train_base
 
@@ -31,3 +36,17 @@ def test_training_is_repeatable() -> None:
     once, again, other = (train_base(seed, num_steps=2, batch_size=4).state_dict() for seed in (7, 7, 8))
     assert all(torch.equal(once[name], again[name]) for name in once)
     assert not torch.equal(once["model.norm.weight"], other["model.norm.weight"])
+
+
+def test_pretraining_writes_a_base_that_the_task_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = countdown_model(countdown_config(hidden_size=32, num_layers=1, intermediate_size=32), seed=0)
+    monkeypatch.setattr(pretrain, "train_base", lambda seed: tiny)
+    monkeypatch.setattr(pretrain, "Countdown", partial(Countdown, evaluation_prompts=2, evaluation_samples=32))
+    metrics = Countdown.pretrain(tmp_path, 0)
+    # Random weights never write a derivation.
+    assert metrics["score"] == 0.0
+    assert sorted(f.name for f in tmp_path.iterdir()) == [
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    policy = Countdown(base=str(tmp_path)).policy(frozenset())
+    assert torch.equal(policy.actor.state_dict()["model.norm.weight"], tiny.state_dict()["model.norm.weight"])
