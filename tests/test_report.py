@@ -197,6 +197,12 @@ def test_the_page_is_self_contained_and_sorts_by_exact_values(board: Board, writ
     assert rows[-1][:3] == ["", "reinforce_pp", ""]
 
 
+def test_the_page_warns_above_the_table(tmp_path: Path) -> None:
+    cells = [make_cell("ppo", "a", [0.5]), make_cell("fpo", "a", [0.5], task_version="2")]
+    text = write_board(make_board("toy@1", "d1", cells), tmp_path)[1].read_text()
+    assert 0 < text.index("a: cells differ in task version") < text.index('<table class="board">')
+
+
 def test_names_and_notes_are_escaped(tmp_path: Path) -> None:
     board = make_board("toy@1", "d1", [make_cell("<b>ppo</b>", "a<i>", [0.5], note="<script>alert(1)</script>")])
     text = write_board(board, tmp_path)[1].read_text()
