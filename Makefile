@@ -1,0 +1,31 @@
+# make bench | test | check | format; each makes .venv first and uses it again the next time.
+
+VENV   := .venv
+STAMP  := $(VENV)/.installed
+BUDGET ?= quick
+SEEDS  ?= 1
+RESULTS ?= results
+# Test processes beside each other; each test has one thread.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 4 ] && echo 4 || echo $$n)
+
+.PHONY: bench test check format
+.DELETE_ON_ERROR:
+
+bench: $(STAMP)
+	$(VENV)/bin/rlflow matrix core --budget $(BUDGET) --seeds $(SEEDS) --results $(RESULTS)
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+check: $(STAMP)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: $(STAMP)
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+$(STAMP): pyproject.toml constraints.txt scripts/environment.sh
+	scripts/environment.sh $(VENV)
+	@touch $@
