@@ -35,7 +35,13 @@ PAIR_FIELDS = ("first", "second", "difference", *IMPROVEMENT_FIELDS, "p_value", 
 def score_text(value: float, scale: float | None = None) -> str:
     """A raw score with about three significant digits, or with as many decimals as `scale` has."""
     size = abs(value if scale is None else scale)
-    return f"{value:.{0 if size >= 100 else 1 if size >= 10 else 3}f}"
+    return fixed_text(value, 0 if size >= 100 else 1 if size >= 10 else 3)
+
+
+def fixed_text(value: float, digits: int) -> str:
+    """A number with fixed decimals, never minus zero."""
+    text = f"{value:.{digits}f}"
+    return text if float(text) else text.removeprefix("-")
 
 
 def mean_text(cell: Cell) -> str:
@@ -49,7 +55,7 @@ def mean_text(cell: Cell) -> str:
 
 def normalised_text(cell: Cell) -> str:
     """Mean normalised score."""
-    return ABSENT if len(cell.normalised) == 0 else f"{float(cell.normalised.mean()):.2f}"
+    return ABSENT if len(cell.normalised) == 0 else fixed_text(float(cell.normalised.mean()), 2)
 
 
 def count_text(cell: Cell) -> str:
@@ -63,7 +69,8 @@ def headline_text(entrant: Entrant) -> str:
     if entrant.headline is None:
         return "incomplete"
     limits = entrant.interval
-    return f"{entrant.headline:.3f}" + (f" [{limits.low:.3f}, {limits.high:.3f}]" if limits else "")
+    bounds = f" [{fixed_text(limits.low, 3)}, {fixed_text(limits.high, 3)}]" if limits else ""
+    return fixed_text(entrant.headline, 3) + bounds
 
 
 def duration_text(seconds: float) -> str:

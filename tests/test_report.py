@@ -73,7 +73,7 @@ def test_markdown_names_diverged_seeds_footnotes_and_warnings(board: Board) -> N
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(1443.21, "1443"), (-300.0, "-300"), (42.36, "42.4"), (0.7666, "0.767"), (0.0, "0.000")]
+    ("value", "text"), [(1443.21, "1443"), (-300.0, "-300"), (42.36, "42.4"), (0.7666, "0.767"), (-0.0002, "0.000")]
 )
 def test_score_text_keeps_about_three_digits(value: float, text: str) -> None:
     assert score_text(value) == text
