@@ -1,0 +1,210 @@
+"""The command line: what a person gets wrong costs one line and exit code 2, and leaves nothing in MLflow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rlflow.cli import app, is_expected
+from rlflow.store import Store, ensure_experiment, search_runs
+from rlflow.toy import ToyTask
+from tests.toys import SUITE
+
+pytest_plugins = ("tests.mlflow_fixtures",)
+
+SMALL = ["trainer.budget=64", "trainer.num_evaluations=3", "trainer.accelerator=cpu"]
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def experiments(store: Store) -> list[str]:
+    return [found.name for found in store.client.search_experiments()]
+
+
+def test_help_is_quick_and_loads_no_heavy_library() -> None:
+    program = (
+        "import sys, rlflow.cli\n"
+        "print(sorted({'torch', 'lightning', 'mlflow', 'numpy', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    begin = time.process_time()
+    code, output = run("--help")
+    assert code == 0
+    assert time.process_time() - begin < 1.0
+    for command in ("train", "matrix", "leaderboard", "eval", "sample", "list", "pretrain", "doctor"):
+        assert f" {command} " in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pppo", "toy"], "unknown algorithm 'pppo'; did you mean ppo"),
+        (["ppo", "toi"], "unknown task 'toi'; did you mean toy"),
+        (["ppo", "toy", "update.learning=1"], "unknown key 'update.learning'"),
+        (["ppo", "toy", "update.lrr=1"], "did you mean update.lr"),
+        (["ppo", "toy", "lr"], "expected section.key=value"),
+        (["ppo", "toy", "update.lr=fast"], "update.lr"),
+        (["ppo", "toy", "--suite", "cor"], "unknown suite 'cor'; did you mean core"),
+        (["ppo", "reasoning/countdown", "--budget", "quik"], "no budget 'quik'; did you mean quick"),
+        (["ppo", "toy", "update.updates_per_rollout=3"], "rows per rollout = 16 is not divisible by"),
+        (["flow_grpo", "toy", "task.group_size=1"], "task.group_size: flow_grpo compares rollouts within a group"),
+        (["ppo", "toy", "task.kind=flow", "algorithm.entropy_weight=0.1"], "it requires ['entropy'], which policy"),
+        (["ppo", "control/NoSuchEnv-v5"], "NoSuchEnv"),
+        (["ppo", "reasoning/countdown", "task.base=/no/such/model"], "/no/such/model"),
+        (["ppo", "toy", "--tracking-uri", "http://127.0.0.1:9"], "expected a tracking server at http://127.0.0.1:9"),
+        (["ppo", "toy", "--tracking-uri", "mlruns"], "expected a tracking URI"),
+        (["ppo", "toy", "--folder", "/proc/none"], "expected a folder that can be written at /proc/none"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(store: Store, arguments: list[str], words: str) -> None:
+    code, output = run("train", *arguments, "--results", str(store.lock_path.parent))
+    assert code == 2, output
+    message = output[output.index("error:") :]
+    assert words in message
+    assert "Traceback" not in output
+    assert experiments(store) == ["Default"]
+
+
+def test_an_unwritable_results_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, output = run("train", "ppo", "toy", "--results", str(tmp_path / "file"))
+    assert (code, "expected a folder that can be written at" in output) == (2, True)
+
+
+def test_bad_suites_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "toys.yaml"
+    path.write_text(SUITE.replace("algorithms", "algorithm"))
+    results = str(tmp_path / "results")
+    code, output = run("matrix", str(path), "--results", results)
+    assert (code, "unknown key 'algorithm'; did you mean algorithms" in output) == (2, True)
+    path.write_text(SUITE)
+    for arguments, words in (
+        (["--add", "gspo"], "unknown algorithm 'gspo'"),
+        (["--only", "trpo"], "--only 'trpo' matches none of 2 cells"),
+        (["--budget", "big"], "no budget 'big'"),
+    ):
+        code, output = run("matrix", str(path), "--results", results, *arguments)
+        assert (code, words in output) == (2, True), output
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_bug_is_not_dressed_up_as_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_expected(ValueError("a bug"))
+
+    def broken(*_: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("rlflow.registry.find", broken)
+    with pytest.raises(KeyError, match="a bug"):
+        run("pretrain", "toy")
+
+
+def test_train_then_eval_sample_and_the_board(store: Store, tmp_path: Path) -> None:
+    results, folder = str(store.lock_path.parent), tmp_path / "seed"
+    code, output = run("train", "ppo", "toy", *SMALL, "--seed", "5", "--folder", str(folder), "--results", results)
+    assert code == 0, output
+    assert "ppo on toy is not in suite core" in output
+    assert "ppo on toy, seed 5, 4 iterations" in output
+    assert output.rstrip().endswith("finished")
+    (seed,) = search_runs(store, ensure_experiment(store, "train@1"), {"kind": "seed"})
+    assert (seed.data.tags["rlflow.seed"], seed.data.tags["rlflow.division"]) == ("5", "open")
+    curve = store.client.get_metric_history(seed.info.run_id, "eval/score")
+
+    # The checkpoint judges as the run did at its end.
+    code, judged = run("eval", str(folder / "last.ckpt"))
+    assert code == 0, judged
+    assert "ppo on toy after 64 samples" in judged
+    assert float(judged.split("score")[1].split()[0]) == pytest.approx(curve[-1].value, abs=1e-5)
+
+    code, output = run("sample", str(folder / "last.ckpt"), "--out", str(tmp_path / "out"))
+    assert (code, output.strip()) == (0, str(tmp_path / "out" / "samples" / "000000064" / "per_item.csv"))
+    code, output = run("sample", "fpo", "toy", "--out", str(tmp_path / "out"))
+    assert (code, output.strip()) == (0, str(tmp_path / "out" / "samples" / "000000000" / "per_item.csv"))
+
+    code, output = run("leaderboard", "train@1", "--results", results, "--out", str(tmp_path / "board"))
+    assert code == 0, output
+    assert (tmp_path / "board" / "leaderboard.html").exists()
+
+    # The same folder again: the run has its result, which is never replaced.
+    code, output = run("train", "ppo", "toy", *SMALL, "--seed", "5", "--folder", str(folder), "--results", results)
+    assert (code, "a result is never replaced" in output) == (2, True)
+
+
+def test_settings_of_the_suite_are_applied_and_shown(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = store.lock_path.parent / "toys.yaml"
+    path.write_text(SUITE + "overrides: {ppo: {toy: {update.lr: 0.002}}}\n")
+    results = str(store.lock_path.parent)
+    code, output = run("train", "ppo", "toy", "--suite", str(path), "trainer.num_evaluations=3", "--results", results)
+    assert code == 0, output
+    assert "suite toys@1-quick: " in output
+    assert "update.lr=0.002" in output
+    (seed,) = search_runs(store, ensure_experiment(store, "train@1"), {"kind": "seed"})
+    kept = {key: seed.data.params[key] for key in ("update.lr", "trainer.budget", "trainer.num_evaluations")}
+    assert kept == {"update.lr": "0.002", "trainer.budget": "96", "trainer.num_evaluations": "3"}
+
+
+@pytest.mark.parametrize("target", [["absent.ckpt"], ["readme.md"], ["broken.ckpt"], ["ppo", "toy", "extra"]])
+def test_what_is_not_a_checkpoint_is_refused(
+    target: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.ckpt").write_text("not a checkpoint")
+    code, output = run("sample", *target)
+    assert code == 2, output
+    assert "error: expected" in output
+
+
+def test_a_board_of_nothing_is_refused_and_makes_no_database(tmp_path: Path) -> None:
+    code, output = run("leaderboard", "core", "--results", str(tmp_path / "results"))
+    assert (code, "expected a tracking database at" in output) == (2, True)
+    assert not (tmp_path / "results").exists()
+
+
+def test_list_shows_what_runs_with_what() -> None:
+    code, output = run("list")
+    assert code == 0
+    for name in ("flow_grpo", "image/shapes", "control/halfcheetah", "reasoning/countdown", "causal_lm", "core"):
+        assert name in output
+    (row,) = [line for line in output.splitlines() if line.startswith("image/shapes |")]
+    assert row.split()[-5:] == ["yes"] * 5
+
+
+def test_pretrain_makes_a_base_where_the_task_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, output = run("pretrain", "toy", "--out", str(tmp_path / "base"))
+    assert (code, "starts from random weights" in output) == (2, True)
+    assert not (tmp_path / "base").exists()
+
+    def pretrain(cls: type[ToyTask], out: Path, seed: int) -> dict[str, float]:
+        (out / "base.txt").write_text(str(seed))
+        return {"score": 0.5}
+
+    monkeypatch.setattr(ToyTask, "pretrain", classmethod(pretrain), raising=False)
+    code, output = run("pretrain", "toy", "--out", str(tmp_path / "base"), "--seed", "3")
+    assert (code, (tmp_path / "base" / "base.txt").read_text()) == (0, "3")
+    assert output.split()[:2] == ["score", "0.5"]
+
+
+def test_doctor_names_device_and_remedies_and_fails_on_what_is_broken(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlflow.doctor._renders", lambda backend: False)
+    monkeypatch.setattr("rlflow.doctor.EXTRAS", {"no_such_extra": "pip install no-such-extra"})
+    code, output = run("doctor", "--results", str(store.lock_path.parent))
+    assert code == 0, output
+    assert "missing  no_such_extra" in output
+    assert "pip install no-such-extra" in output
+    assert "apt-get install libegl1" in output
+    assert f"sqlite:///{store.lock_path.parent}/mlflow.db answers" in output
+    code, output = run("doctor", "--tracking-uri", "http://127.0.0.1:9")
+    assert (code, "broken   tracking" in output) == (1, True)

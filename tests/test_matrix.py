@@ -1,0 +1,235 @@
+"""From a suite to jobs, and the whole matrix through its command: skip, resume, refuse, survive."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from rlflow.cli import app
+from rlflow.leaderboard import CellRun, SeedState, read_states
+from rlflow.matrix import (
+    Job,
+    MatrixError,
+    estimate_s,
+    make_jobs,
+    plan_cells,
+    refuse_other_configurations,
+    selected,
+    suite_plan,
+)
+from rlflow.store import Store
+from rlflow.suite import Suite, parse_suite
+from tests.toys import EXPERIMENT, SUITE
+
+pytest_plugins = ("tests.mlflow_fixtures",)
+
+DEADLINE_S = 120
+
+
+@pytest.fixture
+def suite() -> Suite:
+    return parse_suite(SUITE, "toys.yaml")
+
+
+def state(outcome: str, wall_s: float = 0.0) -> SeedState:
+    return SeedState(run_id="r", state=outcome, detail="", attempt=1, wall_s=wall_s)
+
+
+def test_cells_are_every_pair_of_the_suite_and_of_added_algorithms(suite: Suite) -> None:
+    cells = plan_cells(suite, "quick", ["flowrl"])
+    assert [cell.name for cell in cells] == ["ppo toy", "fpo toy", "flowrl toy"]
+    assert {cell.identity.suite for cell in cells} == {EXPERIMENT}
+    assert len({cell.identity.cell_id for cell in cells}) == 3
+    assert suite_plan(suite, range(2), ["flowrl"]).algorithms == ("ppo", "fpo", "flowrl")
+
+
+def test_only_takes_text_and_patterns(suite: Suite) -> None:
+    cells = plan_cells(suite, "quick")
+    assert [cell.name for cell in selected(cells, "ppo")] == ["ppo toy"]
+    assert [cell.name for cell in selected(cells, "f* toy")] == ["fpo toy"]
+    with pytest.raises(MatrixError, match=r"matches none of 2 cells; did you mean ppo toy"):
+        selected(cells, "pppo toy")
+
+
+def test_seeds_are_outermost_and_states_come_from_the_store(suite: Suite, tmp_path: Path) -> None:
+    cells = plan_cells(suite, "quick")
+    ppo, fpo = (cell.identity.cell_id for cell in cells)
+    recorded = {
+        (ppo, 0): state("finished", 12.0),
+        (fpo, 0): state("stale"),
+        (ppo, 1): state("diverged"),
+        (fpo, 1): state("running"),
+        (ppo, 2): state("failed"),
+    }
+    first = make_jobs(cells, range(4), recorded, tmp_path)
+    (first[4].folder).mkdir(parents=True)
+    (first[4].folder / "last.ckpt").touch()
+    jobs = make_jobs(cells, range(4), recorded, tmp_path)
+    assert [(job.cell.identity.algorithm, job.seed) for job in jobs[:3]] == [("ppo", 0), ("fpo", 0), ("ppo", 1)]
+    # Without a checkpoint there is nothing to continue: fpo 0 starts anew, ppo 2 goes on.
+    assert [job.state for job in jobs] == [
+        "finished", "to do", "diverged", "running", "resume", "to do", "to do", "to do"
+    ]  # fmt: skip
+    assert [job.pending for job in jobs] == [False, True, False, False, True, True, True, True]
+    assert len({job.folder for job in jobs}) == 8
+
+
+def test_the_estimate_is_the_mean_of_the_cell_else_of_the_task(suite: Suite, tmp_path: Path) -> None:
+    cells = plan_cells(suite, "quick")
+    ppo, fpo = (cell.identity.cell_id for cell in cells)
+    assert estimate_s(make_jobs(cells, range(3), {}, tmp_path)) == {}
+    recorded = {(ppo, 0): state("finished", 10.0), (ppo, 1): state("finished", 20.0)}
+    estimates = estimate_s(make_jobs(cells, range(3), recorded, tmp_path))
+    assert estimates == {(ppo, 2): 15.0, (fpo, 0): 15.0, (fpo, 1): 15.0, (fpo, 2): 15.0}
+
+
+def test_a_plan_carries_seed_threads_and_checkpoint(suite: Suite, tmp_path: Path) -> None:
+    job = Job(cell=plan_cells(suite, "quick")[0], seed=3, state="resume", wall_s=0.0, folder=tmp_path)
+    plan = job.plan(tracking_uri="sqlite:///x.db", results=tmp_path, num_threads=2)
+    assert (plan.seed, plan.resolved["trainer"]["num_threads"], plan.resume) == (3, 2, True)
+    assert job.cell.config.resolved["trainer"]["seed"] == 0
+
+
+def test_another_configuration_under_the_same_cell_is_refused_with_the_difference(suite: Suite) -> None:
+    cells = plan_cells(suite, "quick")
+    (other, _) = plan_cells(parse_suite(SUITE.replace("96", "128"), "toys.yaml"), "quick")
+    from rlflow.identity import params
+
+    recorded = CellRun(
+        run_id="r", cell_id=other.identity.cell_id, algorithm="ppo", task="toy", policy="gaussian", seeds=(0,),
+        params=params(other.config),
+    )  # fmt: skip
+    with pytest.raises(MatrixError, match=r"trainer.budget: planned 96, recorded 128"):
+        refuse_other_configurations(cells, [recorded])
+    refuse_other_configurations(cells[1:], [recorded])
+
+
+def invoke(suite: Path, results: Path, *arguments: str) -> Result:
+    """The command in this process; its children come from one fork server for all tests."""
+    return CliRunner().invoke(app, ["matrix", str(suite), "--results", str(results), "--jobs", "2", *arguments])
+
+
+@contextmanager
+def meanwhile(work: Callable[[], None]) -> Iterator[None]:
+    """Do `work` in a thread while the block runs; its error is raised after the block."""
+    errors: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    yield
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    begin = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begin < DEADLINE_S
+        time.sleep(0.1)
+
+
+def tags(store: Store, experiment: str, algorithm: str) -> dict[str, str]:
+    found = store.client.get_experiment_by_name(experiment)
+    kind = f"tags.`rlflow.kind` = 'seed' and tags.`rlflow.algorithm` = '{algorithm}'"
+    runs = [] if found is None else store.client.search_runs([found.experiment_id], kind)
+    return dict(runs[0].data.tags) if runs else {}
+
+
+def test_a_matrix_is_idempotent_refuses_changes_and_adds_algorithms(store: Store, tmp_path: Path) -> None:
+    suite, results = tmp_path / "toys.yaml", store.lock_path.parent
+    suite.write_text(SUITE)
+    first = invoke(suite, results)
+    assert first.exit_code == 0, first.output
+    assert len(re.findall(r"finished +(ppo|fpo) toy seed 0", first.output)) == 2
+    states = read_states(store, EXPERIMENT)
+    assert [seed.state for seed in states.values()] == ["finished", "finished"]
+    board = results / "quick" / "toys@1"
+    assert {"leaderboard.md", "leaderboard.html", "leaderboard.csv"} <= {path.name for path in board.iterdir()}
+
+    added = invoke(suite, results, "--add", "reinforce_pp")
+    assert added.exit_code == 0, added.output
+    assert "1 of 3 seeds to run" in added.output
+    assert "finished    reinforce_pp toy seed 0" in added.output
+    after = read_states(store, EXPERIMENT)
+    assert {key: after[key].run_id for key in states} == {key: seed.run_id for key, seed in states.items()}
+    assert "reinforce_pp" in (board / "leaderboard.md").read_text()
+
+    suite.write_text(SUITE.replace("trainer.budget: 96", "trainer.budget: 112"))
+    refused = invoke(suite, results)
+    assert refused.exit_code == 2
+    assert "trainer.budget: planned 112, recorded 96" in refused.output
+    assert len(read_states(store, EXPERIMENT)) == 3
+
+
+def test_a_kill_takes_one_seed_down_and_ctrl_c_leaves_everything_to_continue(store: Store, tmp_path: Path) -> None:
+    suite, results, experiment = tmp_path / "toys.yaml", store.lock_path.parent, "toys@1-endless"
+    suite.write_text(SUITE)
+
+    def kill_and_interrupt() -> None:
+        wait_until(lambda: len(list(results.glob("runs/toys@1-endless/*/seed0/last.ckpt"))) == 2)
+        os.kill(int(tags(store, experiment, "fpo")["rlflow.process"].rpartition(":")[2]), signal.SIGKILL)
+        time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with meanwhile(kill_and_interrupt):
+        cut = invoke(suite, results, "--budget", "endless")
+    assert cut.exit_code == 130, cut.output
+    assert re.search(r"failed +fpo toy seed 0", cut.output)
+    assert "killed by signal 9" in cut.output
+    assert re.search(r"interrupted +ppo toy seed 0", cut.output)
+    assert sorted(seed.state for seed in read_states(store, experiment).values()) == ["failed", "interrupted"]
+    recorded = {name: tags(store, experiment, name)["mlflow.parentRunId"] for name in ("ppo", "fpo")}
+
+    # Both go on in the same MLflow runs.
+    def interrupt() -> None:
+        wait_until(lambda: [tags(store, experiment, name)["rlflow.attempt"] for name in ("ppo", "fpo")] == ["2", "2"])
+        time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with meanwhile(interrupt):
+        again = invoke(suite, results, "--budget", "endless")
+    assert again.exit_code == 130, again.output
+    assert len(re.findall(r"continued +(ppo|fpo) toy seed 0", again.output)) == 2
+    assert [seed.state for seed in read_states(store, experiment).values()] == ["interrupted", "interrupted"]
+    assert {name: tags(store, experiment, name)["mlflow.parentRunId"] for name in ("ppo", "fpo")} == recorded
+
+
+def test_two_matrices_do_not_run_one_suite_at_once(store: Store, tmp_path: Path) -> None:
+    suite, results = tmp_path / "toys.yaml", store.lock_path.parent
+    suite.write_text(SUITE)
+    (results / "locks").mkdir()
+    with (results / "locks" / f"{EXPERIMENT}.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        refused = invoke(suite, results)
+    assert refused.exit_code == 2
+    assert f"another `rlflow matrix` is running {EXPERIMENT}" in refused.output
+    assert read_states(store, EXPERIMENT) == {}
+
+
+def test_a_dry_run_shows_the_grid_and_creates_nothing(tmp_path: Path) -> None:
+    suite = tmp_path / "toys.yaml"
+    suite.write_text(SUITE)
+    shown = invoke(suite, tmp_path / "results", "--seeds", "3", "--dry-run")
+    assert shown.exit_code == 0, shown.output
+    assert re.search(r"ppo toy +to do +to do +to do", shown.output)
+    assert "6 of 6 seeds to run, 2 at a time: unknown until a seed of each task has finished" in shown.output
+    assert not (tmp_path / "results").exists()

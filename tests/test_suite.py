@@ -1,0 +1,130 @@
+"""Suite files: what is accepted, what is refused with which words, and the layers of a pair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlflow.config import resolve
+from rlflow.registry import UnknownNameError
+from rlflow.suite import SuiteError, load_suite, nested, parse_suite
+
+VALID: dict[str, Any] = {
+    "name": "toys",
+    "version": 3,
+    "seeds": 2,
+    "algorithms": ["ppo", "fpo"],
+    "tasks": {"toy": {"task.kind": "flow"}},
+    "settings": {"trainer.num_evaluations": 11, "update.lr": 1e-3},
+    "budgets": {
+        "smoke": {"settings": {"trainer.num_evaluations": 4}, "tasks": {"toy": {"trainer.budget": 64}}},
+        "full": {},
+    },
+    "overrides": {"fpo": {"toy": {"update.lr": 3e-4}}},
+}
+
+
+def changed(**values: Any) -> str:
+    return yaml.safe_dump(VALID | values)
+
+
+def test_later_layers_win_from_all_pairs_to_one_pair() -> None:
+    suite = parse_suite(changed(), "toys.yaml")
+    assert suite.layers("fpo", "toy", "smoke") == [
+        {"trainer": {"num_evaluations": 11}, "update": {"lr": 1e-3}},
+        {"trainer": {"num_evaluations": 4}},
+        {"task": {"kind": "flow"}},
+        {"trainer": {"budget": 64}},
+        {"update": {"lr": 3e-4}},
+    ]
+    fpo = resolve("fpo", "toy", layers=suite.layers("fpo", "toy", "smoke"))
+    ppo = resolve("ppo", "toy", layers=suite.layers("ppo", "toy", "smoke"))
+    assert (fpo.update.lr, ppo.update.lr) == (3e-4, 1e-3)
+    assert (fpo.trainer.num_evaluations, fpo.trainer.budget, fpo.task.policy_kind) == (4, 64, "flow")
+
+
+def test_budgets_are_boards_of_their_own() -> None:
+    suite = parse_suite(changed(), "toys.yaml")
+    assert suite.experiment("smoke") == "toys@3-smoke"
+    assert suite.experiment("full") == "toys@3-full"
+
+
+def test_the_digest_follows_the_text() -> None:
+    assert parse_suite(changed(), "a").digest == parse_suite(changed(), "b").digest
+    assert parse_suite(changed(), "a").digest != parse_suite(changed(seeds=3), "a").digest
+
+
+def test_nested_shares_sections() -> None:
+    assert nested({"a.b": 1, "a.c.d": 2, "e.f": 3}) == {"a": {"b": 1, "c": {"d": 2}}, "e": {"f": 3}}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"sedes": 2}, "unknown key 'sedes'; did you mean seeds"),
+        ({"seeds": 0}, "seeds: expected a number of at least 1, found 0"),
+        ({"division": "half"}, "division: expected one of ['closed', 'open'], found 'half'"),
+        ({"statistics": 9}, "statistics: expected one of [1], found 9"),
+        ({"algorithms": ["ppo", "ppo"]}, "expected a list of different names"),
+        ({"budgets": {}}, "budgets: expected at least one"),
+        ({"budgets": {"smoke": {"task": {}}}}, "budgets.smoke: unknown key 'task'; did you mean tasks?"),
+        ({"budgets": {"smoke": {"tasks": {"tyo": {}}}}}, "budgets.smoke.tasks: unknown key 'tyo'; did you mean toy?"),
+        ({"settings": {"lr": 1}}, "expected dotted keys with plain values"),
+        ({"settings": {"update.lr": {"a": 1}}}, "expected dotted keys with plain values"),
+        ({"overrides": {"pqo": {}}}, "overrides: unknown key 'pqo'; did you mean"),
+        (
+            {"overrides": {"ppo": {"toy": {f"update.k{i}": i for i in range(5)}}}},
+            "overrides.ppo.toy: expected at most 4 keys, found 5",
+        ),
+    ],
+)
+def test_faults_are_named_with_their_place(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(SuiteError) as caught:
+        parse_suite(changed(**values), "toys.yaml")
+    assert str(caught.value).startswith("toys.yaml")
+    assert words in str(caught.value)
+
+
+def test_unknown_names_are_refused_with_a_suggestion() -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown algorithm 'pppo'; did you mean ppo"):
+        parse_suite(changed(algorithms=["pppo"], overrides={}), "toys.yaml")
+    with pytest.raises(UnknownNameError, match=r"unknown suite 'cores'; did you mean core"):
+        load_suite("cores")
+    with pytest.raises(SuiteError, match=r"no budget 'ful'; did you mean full"):
+        parse_suite(changed(), "toys.yaml").layers("ppo", "toy", "ful")
+
+
+def test_what_is_not_a_suite_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SuiteError, match="expected a suite file at"):
+        load_suite(str(tmp_path / "absent.yaml"))
+    with pytest.raises(SuiteError, match="not YAML"):
+        parse_suite("a: [", "broken.yaml")
+    with pytest.raises(SuiteError, match="expected a mapping, found list"):
+        parse_suite("[1]", "list.yaml")
+    with pytest.raises(SuiteError, match=r"missing \['version', 'algorithms'"):
+        parse_suite("name: x", "short.yaml")
+
+
+def test_a_path_is_loaded_like_a_registered_name(tmp_path: Path) -> None:
+    path = tmp_path / "toys.yaml"
+    path.write_text(changed())
+    assert load_suite(str(path)).algorithms == ("ppo", "fpo")
+
+
+@pytest.mark.parametrize("budget", ["smoke", "quick", "full"])
+def test_every_pair_of_the_core_suite_resolves(budget: str) -> None:
+    suite = load_suite("core")
+    assert (len(suite.algorithms), len(suite.tasks)) == (5, 3)
+    for task in suite.tasks:
+        grids = set()
+        for algorithm in suite.algorithms:
+            config = resolve(algorithm, task, layers=suite.layers(algorithm, task, budget))
+            grids.add((config.trainer.budget, config.trainer.num_evaluations, config.task.policy_kind))
+            # The board takes the last three evaluations and needs the untrained policy apart from them.
+            assert config.trainer.num_evaluations >= 4
+            assert config.num_iterations >= config.trainer.num_evaluations - 1
+        # Closed division: one budget, one evaluation grid and one policy for all algorithms.
+        assert len(grids) == 1
