@@ -138,15 +138,16 @@ def _train(
 def _record_death(store: Store, end: Ended) -> None:
     """Close the run that a killed process has left open."""
     from rlflow.leaderboard import read_states
-    from rlflow.tracking import start_seed
+    from rlflow.tracking import SeedTracker, ensure_cell
 
-    plan = end.plan
-    state = read_states(store, plan.identity.suite).get((plan.identity.cell_id, plan.seed))
+    identity, outcome = end.plan.identity, end.progress.outcome
+    state = read_states(store, identity.suite).get((identity.cell_id, end.plan.seed))
     if state is None or state.state not in ("stale", "running"):
         return
-    assert end.progress.outcome is not None
-    tracker = start_seed(store, plan.identity, seed=plan.seed, config=plan.resolved, resume=True)
-    tracker.finish(end.progress.outcome, end.progress.detail)
+    assert outcome is not None
+    cell = ensure_cell(store, identity, seeds=(end.plan.seed,))
+    tracker = SeedTracker(store=store, run_id=state.run_id, cell_run_id=cell, identity=identity, attempt=state.attempt)
+    tracker.finish(outcome, end.progress.detail)
 
 
 def _print_board(console: Console, store: Store, experiment: str, folder: Path) -> None:

@@ -17,6 +17,7 @@ from rlflow.commands.options import (
     Results,
     TrackingUri,
     UsageError,
+    dotted,
     suite_layers,
 )
 
@@ -61,6 +62,8 @@ def train(
         plan = _continued(plan, store)
     with Bar(config.trainer.budget, quiet=not tracker_writes()) as bar:
         bar.say(applied)
+        for section, values in config.resolved.items():
+            bar.say(f"{section:<10} {' '.join(f'{key}={value}' for key, value in dotted(values).items())}")
         bar.say(f"{algorithm} on {task}, seed {plan.seed}, {config.num_iterations} iterations, folder {target}")
         end = train_seed(plan, bar.show)
         bar.say(f"{end.outcome}{': ' + end.detail if end.detail else ''}")
