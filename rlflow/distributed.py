@@ -26,6 +26,15 @@ def all_sum(x: Tensor) -> Tensor:
     return total
 
 
+def all_max(value: int, device: torch.device) -> int:
+    """Largest of one integer per rank."""
+    if not _running():
+        return value
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def masked_moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and population standard deviation of `x` over `mask` of the same shape, over all ranks (float64 sums)."""
     value = torch.where(mask, x, 0.0).double()

@@ -176,6 +176,12 @@ class Minibatch(Rollout):
         """The part of this minibatch at `index [n]`, with the sizes of the optimiser batch kept."""
         return _take(self, index, self.targets, self.global_decisions, self.global_rows)
 
+    def silent(self) -> Minibatch:
+        """One row without trainable decisions: what a rank with no rows left brings to the gradient exchange."""
+        part = self.rows_of(torch.zeros(1, dtype=torch.int64, device=self.device))
+        part.mask = torch.zeros_like(part.mask)
+        return part
+
     def split(self, micro_batch: int) -> Iterator[Minibatch]:
         """Consecutive parts of at most `micro_batch` rows."""
         if micro_batch <= 0 or micro_batch >= self.num_rollouts:

@@ -125,7 +125,7 @@ class Loop(L.LightningModule):
         assert isinstance(optimiser, torch.optim.Optimizer)
         optimiser.zero_grad(set_to_none=True)
         metrics: dict[str, Tensor] = {}
-        for micro in part.split(self.config.update.micro_batch):
+        for micro in self._micro_batches(part):
             loss = self.algorithm.loss(self.policy, micro)
             total = loss.total
             self._finite("loss", "the loss", total.detach())
@@ -143,6 +143,12 @@ class Loop(L.LightningModule):
         self.averaged.update()
         return metrics
 
+    def _micro_batches(self, part: Minibatch) -> list[Minibatch]:
+        """As many on every rank, whose rows of a minibatch differ in number: each backward pass waits for all."""
+        parts = list(part.split(self.config.update.micro_batch))
+        missing = distributed.all_max(len(parts), part.device) - len(parts)
+        return parts + [part.silent()] * missing
+
     def _minibatches(self, rows: Rollout, goals: dict[str, Tensor]) -> Iterator[Minibatch]:
         """One epoch: the global rows in random order, of which this rank takes its own."""
         n, world, rank = rows.num_rollouts, distributed.world_size(), distributed.rank()
@@ -154,10 +160,7 @@ class Loop(L.LightningModule):
             decisions = 0.0 if empty else float(rows.mask[index].sum())
             total = float(distributed.all_sum(torch.tensor([decisions], device=rows.device)))
             part = minibatch(rows, goals, index, max(total, 1.0), float(len(chunk)))
-            if empty:
-                # A rank without rows still has to join the gradient exchange.
-                part.mask = torch.zeros_like(part.mask)
-            yield part
+            yield part.silent() if empty else part
 
     def _track(self, rollout: Rollout, targets: Targets, metrics: dict[str, float]) -> None:
         terms = {name: float(value.float().mean()) for name, value in rollout.reward_terms.items()}
