@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rlflow.advantage import gae, next_values, whiten
 from rlflow.algorithm import Algorithm, Loss
+from rlflow.distributed import masked_moments
 from rlflow.loss import clip_fraction, clipped_surrogate, k1, ratio, value_error
 from rlflow.policy import Policy
 from rlflow.rollout import Minibatch, Rollout, Targets
@@ -62,7 +63,7 @@ class Ppo(Algorithm):
         scaled = whiten(advantage, rollout.mask) if self.whiten_advantage else advantage
         return Targets(
             tensors={"advantage": scaled, "returns": advantage + value, "old_value": value},
-            metrics={"value_mean": value[rollout.mask].mean(), "raw_std": advantage[rollout.mask].std()},
+            metrics={"value_mean": value[rollout.mask].mean(), "raw_std": masked_moments(advantage, rollout.mask)[1]},
         )
 
     def loss(self, policy: Policy, minibatch: Minibatch) -> Loss:

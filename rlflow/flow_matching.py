@@ -76,7 +76,8 @@ def sde_step(
     mean $= x(1 + \sigma^2 dt/(2s)) + v(1 + \sigma^2(1-s)/(2s))dt$, std $= \sigma\sqrt{-dt}$. `dance`
     (arXiv 2505.07818): the same with constant $\sigma = a$. `cps` (coefficients-preserving sampling, arXiv 2509.05952):
     std $= s_{next}\sin(a\pi/2)$, mean $= (1-s_{next})\hat x_0 + \sqrt{s_{next}^2 - std^2}\,\hat\epsilon$.
-    All keep the ODE's marginals; `a = 0` is exactly Euler and has no density.
+    `flow_sde` and `dance` keep the ODE's marginals as the grid gets finer; `cps` keeps them on any grid where the data
+    is a point, but narrows spread data. `a = 0` is exactly Euler and has no density.
 
     Args:
         x: `[n, *A]`.
