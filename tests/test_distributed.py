@@ -1,6 +1,6 @@
 import torch
 
-from rlflow.distributed import all_sum, masked_moments, rank, world_size
+from rlflow.distributed import all_max, all_sum, masked_moments, rank, world_size
 
 EXACT = 1e-6
 
@@ -8,6 +8,7 @@ EXACT = 1e-6
 def test_alone_the_collectives_are_identities():
     x = torch.ones(2)
     assert all_sum(x) is x
+    assert all_max(3, x.device) == 3
     assert (rank(), world_size()) == (0, 1)
 
 

@@ -91,6 +91,20 @@ def test_split_parts_add_up_to_the_whole():
     assert list(mini.split(0)) == [mini]
 
 
+def test_a_silent_part_adds_nothing_and_keeps_the_sizes():
+    mini = part({"x": torch.ones(3, 2)})
+    silent = mini.silent()
+    assert (silent.num_rollouts, silent.num_decisions) == (1, 0)
+    assert (silent.global_decisions, silent.global_rows) == (6.0, 3.0)
+    assert float(silent.mean(silent.targets["x"])) == 0.0
+    assert mini.num_decisions == 6
+
+
+def test_targets_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"target 'g': expected \[2, 4\] \+ \[...\], found \[2\]"):
+        flatten_targets(Targets(tensors={"g": torch.zeros(2)}), independent())
+
+
 def test_targets_refuse_a_gradient():
     with pytest.raises(ValueError, match="target 'a' carries a gradient"):
         Targets(tensors={"a": torch.zeros(1, 1, requires_grad=True)})

@@ -68,6 +68,9 @@ def test_targets_bootstrap_the_time_limit_with_the_true_next_observation():
     assert torch.allclose(targets["advantage"], torch.tensor([[1.75, 3.0]]), atol=EXACT)
     assert torch.allclose(targets["returns"], torch.tensor([[2.25, 4.0]]), atol=EXACT)
     assert targets["old_value"].tolist() == [[0.5, 1.0]]
+    raw = algorithm.targets(FakePolicy(value=lambda r: r.context["v"]), rollout).metrics["raw_std"]
+    # Population std of 1.75 and 3
+    assert float(raw) == pytest.approx(0.625, abs=EXACT)
     whitened = Ppo(gamma=0.5, lam=0.5).targets(FakePolicy(value=lambda r: r.context["v"]), rollout).tensors
     # Mean 2.375, deviation +-.625: +-1. Returns stay in units of reward.
     assert torch.allclose(whitened["advantage"], torch.tensor([[-1.0, 1.0]]), atol=ROUNDED)
