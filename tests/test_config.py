@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from rlflow.config import ConfigError, from_resolved, resolve
 from rlflow.policy import MissingCapabilityError
 from rlflow.registry import UnknownNameError

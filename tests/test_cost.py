@@ -2,8 +2,8 @@ import time
 
 import pytest
 import torch
-from rlflow.cost import Cost
 
+from rlflow.cost import Cost
 from tests.fakes import block
 
 ROUNDED = 0.02

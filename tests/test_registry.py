@@ -1,6 +1,7 @@
 from importlib.metadata import EntryPoint
 
 import pytest
+
 from algorithms.ppo import Ppo
 from rlflow import registry
 from rlflow.registry import UnknownNameError, did_you_mean, entries, find
@@ -37,7 +38,7 @@ def test_families_serve_the_rest_of_a_name_but_exact_names_come_first():
 
 def test_unknown_names_carry_the_nearest_ones(offered):
     offered(("alpha", "a:A"), ("beta", "b:B"))
-    with pytest.raises(UnknownNameError, match="unknown algorithm 'alpa'; did you mean alpha?"):
+    with pytest.raises(UnknownNameError, match=r"unknown algorithm 'alpa'; did you mean alpha\?"):
         find("algorithm", "alpa")
     with pytest.raises(UnknownNameError, match="unknown algorithm 'zzz'; known: alpha, beta"):
         find("algorithm", "zzz")

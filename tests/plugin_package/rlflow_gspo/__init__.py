@@ -1,0 +1,1 @@
+"""GSPO for rlflow."""
