@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 class Bar:
     """Progress of one seed."""
 
-    def __init__(self, budget: int, quiet: bool = False) -> None:
-        self._console = Console(quiet=quiet, highlight=False, soft_wrap=True)
-        self._live = self._console.is_terminal
-        self._score: float | None = None
+    def __init__(self, budget: int) -> None:
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._evaluations = 0
         self._started_s = time.monotonic()
         self._bar = RichProgress(
             TextColumn("[cyan]score {task.fields[score]}"),
@@ -35,7 +34,7 @@ class Bar:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._live or quiet,
+            disable=not self._console.is_terminal,
         )
         self._row = self._bar.add_task("", total=budget, score="-")
 
@@ -53,9 +52,9 @@ class Bar:
         self._console.print(line, markup=False)
 
     def show(self, progress: Progress) -> None:
-        """Move the bar; a new score is a line."""
-        if progress.score is not None and (progress.score != self._score or progress.outcome is not None):
-            self._score = progress.score
+        """Move the bar; an evaluation is a line."""
+        if progress.score is not None and progress.evaluations > self._evaluations:
+            self._evaluations = progress.evaluations
             elapsed = duration(time.monotonic() - self._started_s)
             self.say(f"{progress.samples:>10,} samples  {elapsed:>8}  score {progress.score:.4g}")
         score = "-" if progress.score is None else f"{progress.score:.4g}"

@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -26,6 +26,8 @@ from rlflow.tracker import Outcome
 PLAN_FILE = "plan.json"
 PROGRESS_FILE = "progress.json"
 LOG_FILE = "log.txt"
+# Where Lightning starts this program again for the other ranks, they take the plan of the first.
+PLAN_VARIABLE = "RLFLOW_PLAN"
 PRELOAD = ["rlflow.run", "rlflow.tracking", "mlflow.tracking", "mlflow.store.tracking.sqlalchemy_store"]
 
 
@@ -80,12 +82,14 @@ class Progress:
     Attributes:
         samples: Samples consumed.
         score: Newest evaluation; None before the first.
+        evaluations: How many this process has made.
         outcome: None while it runs.
         detail: Stage and step of a divergence, or the error.
     """
 
     samples: int = 0
     score: float | None = None
+    evaluations: int = 0
     outcome: Outcome | None = None
     detail: str = ""
 
@@ -173,12 +177,12 @@ def limit_threads(num_threads: int) -> None:
         os.environ[name] = str(num_threads)
 
 
-def warm_up() -> ForkServerContext:
-    """Start the fork server; it imports in the background."""
+def warm_up(modules: Sequence[str] = ()) -> ForkServerContext:
+    """Start the fork server; it imports its own list and `modules`, those of the plugins, in the background."""
     from multiprocessing import forkserver
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context.set_forkserver_preload([*PRELOAD, *modules])
     forkserver.ensure_running()
     return context
 

@@ -57,11 +57,11 @@ class Points:
         self._step = samples
         self._reported_s = 0.0
         self.score: float | None = None
+        self.evaluations = 0
 
-    @property
-    def samples(self) -> int:
-        """Newest step."""
-        return self._step
+    def progress(self) -> Progress:
+        """How far the run is."""
+        return Progress(samples=self._step, score=self.score, evaluations=self.evaluations)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Add to the points of `step`."""
@@ -70,10 +70,11 @@ class Points:
         self._step = step
         self._pending |= metrics
         evaluated = SCORE_METRIC in metrics
+        self.evaluations += evaluated
         self.score = metrics.get(SCORE_METRIC, self.score)
         if evaluated or time.monotonic() - self._reported_s > REPORT_AFTER_S:
             self._reported_s = time.monotonic()
-            self._report(Progress(samples=step, score=self.score))
+            self._report(self.progress())
 
     def artifact(self, path: Path, folder: str) -> None:
         """Hand on."""
@@ -204,11 +205,11 @@ def _fit(loop: Loop, tracker: Tracker, report: Report) -> Progress:
         outcome, detail = "failed", f"{type(error).__name__}: {error}"
         (loop.folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
         traceback.print_exc()
-    end = Progress(samples=loop.samples, score=points.score, outcome=outcome, detail=detail)
+    end = replace(points.progress(), samples=loop.samples, outcome=outcome, detail=detail)
     points.flush()
     if outcome == "failed":
         tracker.artifact(loop.folder / "traceback.txt")
-    if outcome == "finished" and tracker_writes():
+    if outcome == "finished" and is_first_rank():
         tracker.artifact(loop.folder / CHECKPOINT, "checkpoints")
     tracker.finish(outcome, detail)
     report(end)
@@ -234,13 +235,13 @@ def _trainer(config: Config, folder: Path, stop: Stop) -> L.Trainer:
     )
 
 
-def tracker_writes() -> bool:
-    """Whether this process is the one of its run that records; Lightning names the ranks that it starts."""
+def is_first_rank() -> bool:
+    """Whether this process is the one of its run that records, before a process group is there to ask."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK"))
 
 
 def _open_tracker(plan: SeedPlan, loop: Loop, resume: bool) -> Tracker:
-    if not tracker_writes():
+    if not is_first_rank():
         return MemoryTracker()
     store = open_store(plan.tracking_uri, results=plan.results)
     note = loop.algorithm.note(loop.policy) or ""
@@ -271,7 +272,8 @@ def main(arguments: list[str] | None = None) -> int:
     quiet_libraries()
 
     def report(progress: Progress) -> None:
-        progress.write(plan.folder)
+        if is_first_rank():
+            progress.write(plan.folder)
 
     try:
         end = train(plan, report)

@@ -116,6 +116,7 @@ def test_train_then_eval_sample_and_the_board(store: Store, tmp_path: Path) -> N
     assert code == 0, output
     assert "ppo on toy is not in suite core" in output
     assert "ppo on toy, seed 5, 4 iterations" in output
+    assert [line.split()[0] for line in output.splitlines() if " samples " in line] == ["0", "32", "64"]
     assert output.rstrip().endswith("finished")
     (seed,) = search_runs(store, ensure_experiment(store, "train@1"), {"kind": "seed"})
     assert (seed.data.tags["rlflow.seed"], seed.data.tags["rlflow.division"]) == ("5", "open")

@@ -206,4 +206,4 @@ def test_progress_is_reported_with_every_score_and_else_twice_a_second() -> None
     assert time.monotonic() - begin < 0.5
     assert [p.samples for p in seen] == [1]
     points.log({"eval/score": 0.75}, 50)
-    assert seen[-1] == Progress(samples=50, score=0.75)
+    assert seen[-1] == Progress(samples=50, score=0.75, evaluations=1)

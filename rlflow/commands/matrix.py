@@ -111,6 +111,7 @@ def _train(
     from rlflow.launch import limit_threads, start, warm_up
     from rlflow.matrix import estimate_s
     from rlflow.pool import run_all
+    from rlflow.registry import find
 
     pending = [job for job in jobs if job.pending]
     num_threads = max(1, _num_cores() // num_jobs)
@@ -126,7 +127,9 @@ def _train(
     if not plans:
         return [], False
     limit_threads(num_threads)
-    context = warm_up()
+    names = {("task", job.cell.identity.task) for job in pending}
+    names |= {("algorithm", job.cell.identity.algorithm) for job in pending}
+    context = warm_up(sorted({find(*name).target.partition(":")[0] for name in names}))
     with MatrixView(len(plans), num_jobs, estimate_s(jobs)) as view:
         ended, stopped = run_all(plans, num_jobs, lambda plan: start(plan, context), view)
     for end in ended:

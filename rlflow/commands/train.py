@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from rlflow.commands.options import (
     dotted,
     suite_layers,
 )
+from rlflow.launch import PLAN_VARIABLE
 
 if TYPE_CHECKING:
     from rlflow.config import Config
@@ -43,6 +45,10 @@ def train(
     ] = None,
 ) -> None:
     """Train ALGORITHM on TASK."""
+    if PLAN_VARIABLE in os.environ:
+        from rlflow.run import main
+
+        raise typer.Exit(main([os.environ[PLAN_VARIABLE]]))
     from rlflow.config import resolve
 
     layers, applied = suite_layers(algorithm, task, suite, budget)
@@ -54,13 +60,16 @@ def train(
     target = folder or _folder(results, config)
     _make(target)
     from rlflow.display import Bar
-    from rlflow.run import EXIT_CODES, tracker_writes
+    from rlflow.run import EXIT_CODES
     from rlflow.run import train as train_seed
 
     plan = _plan(config, target, tracking_uri or default_uri(results), results)
     if folder is not None:
         plan = _continued(plan, store)
-    with Bar(config.trainer.budget, quiet=not tracker_writes()) as bar:
+    path = str(plan.write())
+    if config.trainer.devices > 1:
+        os.environ[PLAN_VARIABLE] = path
+    with Bar(config.trainer.budget) as bar:
         bar.say(applied)
         for section, values in config.resolved.items():
             bar.say(f"{section:<10} {' '.join(f'{key}={value}' for key, value in dotted(values).items())}")
