@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_reductions_over_dimensions():
     # mean 3, sum 12, 12/sqrt(4) = 6
     assert [float(reduce_dims(x, 1, r)) for r in ("mean", "sum", "sqrt_d")] == [3.0, 12.0, 6.0]
     assert reduce_dims(torch.ones(2, 3, 4, 5), 2, "sum").tolist() == [[20.0] * 3] * 2
-    with pytest.raises(ValueError, match="expected one of .* found 'max'"):
+    with pytest.raises(ValueError, match=r"expected one of .* found 'max'"):
         reduce_dims(x, 1, "max")
 
 
@@ -121,9 +122,9 @@ def test_bfloat16_inputs_are_cast_up_first():
 def test_a_stochastic_step_wants_noise_or_a_next_state():
     x = torch.zeros(1, 1)
     for given in ({}, {"noise": x, "x_next": x}):
-        with pytest.raises(ValueError, match="exactly one of noise .* and x_next"):
+        with pytest.raises(ValueError, match=r"exactly one of noise .* and x_next"):
             sde_step(x, x, at(0.5), at(0.4), a=0.5, **given)
-    with pytest.raises(ValueError, match="sde kind: expected one of .* found 'vp'"):
+    with pytest.raises(ValueError, match=r"sde kind: expected one of .* found 'vp'"):
         sde_step(x, x, at(0.5), at(0.4), a=0.5, kind="vp", noise=x)
 
 
@@ -161,7 +162,7 @@ def test_error_of_the_solver_falls_with_its_order(solver, order):
         float((integrate(gaussian_velocity, start, time_grid(n), solver).double() - exact).abs().max())
         for n in (16, 32, 64)
     ]
-    for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
+    for coarse, fine in pairwise(errors):
         assert 0.75 * 2**order < coarse / fine < 1.35 * 2**order
 
 
@@ -169,7 +170,7 @@ def test_heun_spends_two_velocities_a_step_but_the_last():
     calls = []
     integrate(lambda x, s: calls.append(float(s[0])) or x * 0, torch.zeros(1, 1), time_grid(2), "heun")
     assert calls == [1.0, 0.5, 0.5]
-    with pytest.raises(ValueError, match="solver: expected one of .* found 'rk4'"):
+    with pytest.raises(ValueError, match=r"solver: expected one of .* found 'rk4'"):
         integrate(gaussian_velocity, torch.zeros(1, 1), time_grid(2), "rk4")
 
 

@@ -35,7 +35,7 @@ def test_an_unknown_capability_is_named():
 
 
 def test_an_unknown_reference_is_refused():
-    with pytest.raises(ValueError, match="reference: expected one of .* found 'previous'"):
+    with pytest.raises(ValueError, match=r"reference: expected one of .* found 'previous'"):
         GaussianPolicy(nn.Identity(), requires=frozenset(), reference="previous")
 
 
