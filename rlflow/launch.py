@@ -1,7 +1,8 @@
 """One process per training seed: what it is told, what it reports, how it is started and stopped.
 
-The fork server imports torch, Lightning and MLflow once (10 s) and forks a process per seed in milliseconds; it holds
-no CUDA context and no threads of its own.
+The fork server imports torch, Lightning, MLflow and this package once (8 CPU seconds) and forks a process per seed in
+milliseconds, so that all seeds also run the code that was there when the matrix began; it holds no CUDA context and no
+threads of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ PROGRESS_FILE = "progress.json"
 LOG_FILE = "log.txt"
 # Where Lightning starts this program again for the other ranks, they take the plan of the first.
 PLAN_VARIABLE = "RLFLOW_PLAN"
-PRELOAD = ["rlflow.run", "rlflow.tracking", "mlflow.tracking", "mlflow.store.tracking.sqlalchemy_store"]
+PRELOAD = ["rlflow.cli", "rlflow.run", "rlflow.tracking", "mlflow.tracking", "mlflow.store.tracking.sqlalchemy_store"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,7 @@ class Progress:
         samples: Samples consumed.
         score: Newest evaluation; None before the first.
         evaluations: How many this process has made.
+        wall_s: Seconds since this process began, with evaluation, artifacts and set-up.
         outcome: None while it runs.
         detail: Stage and step of a divergence, or the error.
     """
@@ -90,6 +92,7 @@ class Progress:
     samples: int = 0
     score: float | None = None
     evaluations: int = 0
+    wall_s: float = 0.0
     outcome: Outcome | None = None
     detail: str = ""
 

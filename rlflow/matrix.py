@@ -16,7 +16,7 @@ from typing import Any, Literal
 from rlflow.cell import CellIdentity, SuitePlan
 from rlflow.config import resolve
 from rlflow.identity import cell_identity, difference, params
-from rlflow.launch import SeedPlan
+from rlflow.launch import Progress, SeedPlan
 from rlflow.leaderboard import CellRun, SeedState
 from rlflow.registry import did_you_mean
 from rlflow.settings import Config
@@ -55,7 +55,7 @@ class Job:
         cell: The cell.
         seed: Training seed.
         state: What has been recorded.
-        wall_s: Seconds that the recorded run has taken.
+        wall_s: Seconds that its process took, or its training alone where it ran on another machine.
         folder: Of the seed.
     """
 
@@ -191,7 +191,7 @@ def _job(cell: PlannedCell, seed: int, recorded: SeedState | None, results: Path
         cell=cell,
         seed=seed,
         state=_state(recorded, folder),
-        wall_s=0.0 if recorded is None else recorded.wall_s,
+        wall_s=0.0 if recorded is None else Progress.read(folder).wall_s or recorded.wall_s,
         folder=folder,
     )
 

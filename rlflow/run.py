@@ -270,10 +270,11 @@ def main(arguments: list[str] | None = None) -> int:
     (path,) = sys.argv[1:] if arguments is None else arguments
     plan = SeedPlan.read(Path(path))
     quiet_libraries()
+    begin = time.monotonic()
 
     def report(progress: Progress) -> None:
         if is_first_rank():
-            progress.write(plan.folder)
+            replace(progress, wall_s=time.monotonic() - begin).write(plan.folder)
 
     try:
         end = train(plan, report)
