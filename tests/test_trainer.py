@@ -262,6 +262,7 @@ def test_the_averaged_weights_are_the_evaluated_ones(tmp_path):
     for found, average, trained in zip(seen[-1], loop.averaged.values, loop.averaged.parameters, strict=True):
         assert torch.equal(found, average)
         assert not torch.equal(found, trained)
+    assert not torch.equal(seen[0][0], seen[-1][0])
 
 
 def test_statistics_of_an_empty_optimiser_batch_do_not_divide_by_zero(tmp_path):

@@ -56,15 +56,16 @@ def test_targets_clamp_reward_and_k1():
 
 def test_masked_decisions_count_nowhere():
     mask = torch.tensor([[True, False], [True, True]])
-    boundary = torch.tensor([[True, False], [False, True]])
     targets = targets_of(
         ReinforcePP(beta=0.5),
         [[1.0, 0.0], [0.0, 2.0]],
         old=[[[0.0], [0.0]], [[0.0], [0.0]]],
         ref=[[[0.0], [-7.0]], [[0.0], [0.0]]],
-        mask=mask, boundary=boundary, terminated=boundary,
+        mask=mask,
     )  # fmt: skip
-    # Returns 1, -; 2, 2: mean 5/3, variance (1 + 4 + 4)/3 - 25/9 = 2/9, std .471405
+    # Neither the masked decision's KL of 3.5 nor its return: 1, -; 2, 2. Whitening alone would hide the KL.
+    assert float(targets.metrics["return_mean"]) == pytest.approx(5 / 3, abs=EXACT)
+    # Mean 5/3, variance (1 + 4 + 4)/3 - 25/9 = 2/9, std .471405
     expected = (torch.tensor([[1.0, 5 / 3], [2.0, 2.0]]) - 5 / 3) / 0.471405
     assert torch.allclose(targets.tensors["advantage"], expected, atol=ROUNDED)
 
