@@ -154,14 +154,16 @@ def cfm_loss(
     r"""Conditional-flow-matching loss at stored probes (FPO, arXiv 2507.21053, eq. 11).
 
     $x_t = t\epsilon + (1-t)x_0$, $u = \epsilon - x_0$, loss $|v(x_t, t) - u|^2$; the `eps` parameterisation measures
-    the predicted noise instead, which is exactly $(1-t)^2$ times the `u` loss.
+    the predicted noise instead, which is exactly $(1-t)^2$ times the `u` loss, and `x0` the predicted clean sample,
+    $t^2$ times the `u` loss: it weighs the noisy times, where a sample's composition is decided, while a network that
+    predicts x0 blows the `u` loss up by $1/t^2$ near t = 0.
 
     Args:
         velocity: Called once on all probes, `(x [n*N, *A], t [n*N])`.
         x0: `[n, *A]` clean sample.
         eps: `[n, N, *A]` stored noise.
         time: `[n, N]` stored times in [0, 1].
-        parameterisation: `u` or `eps`.
+        parameterisation: `u`, `eps` or `x0`.
         reduction: Over A (see `reduce_dims`).
 
     Returns:
@@ -175,6 +177,8 @@ def cfm_loss(
     loss = reduce_dims((v - (eps - clean)) ** 2, 2, reduction)
     if parameterisation == "eps":
         return loss * (1 - time) ** 2
+    if parameterisation == "x0":
+        return loss * time**2
     if parameterisation != "u":
-        raise ValueError(f"parameterisation: expected u or eps, found {parameterisation!r}")
+        raise ValueError(f"parameterisation: expected u, eps or x0, found {parameterisation!r}")
     return loss

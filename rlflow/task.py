@@ -97,7 +97,7 @@ class Task(ABC):
         """Ids of the training starts (prompt indices, seeds); never overlaps the evaluation set."""
 
     @abstractmethod
-    def policy(self, requires: frozenset[str]) -> Policy:
+    def build_policy(self, requires: frozenset[str]) -> Policy:
         """The policy with exactly the heads that `requires` names; initial weights come from torch's global RNG."""
 
     @abstractmethod

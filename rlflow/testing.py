@@ -188,7 +188,7 @@ def gradient(algorithm: Algorithm, policy: Policy, parts: list[Minibatch]) -> di
 def scored_batch(algorithm: Algorithm, task: Task, seed: int = 0) -> tuple[Policy, Minibatch]:
     """A fresh policy, slightly off its reference, and the minibatch of one whole scored rollout."""
     torch.manual_seed(seed)
-    policy = task.policy(algorithm.requires).eval()
+    policy = task.build_policy(algorithm.requires).eval()
     with torch.no_grad():
         for p in policy.actor.parameters():
             p.add_(0.02 * torch.randn(p.shape, generator=generator(seed, "nudge")))
@@ -215,7 +215,7 @@ def _collect(task: Task, policy: Policy, seed: int) -> Rollout:
 
 def _task_rollout(task: Task, global_seed: int = 0) -> tuple[Policy, Rollout]:
     torch.manual_seed(0)
-    policy = task.policy(frozenset({"log_prob"})).eval()
+    policy = task.build_policy(frozenset({"log_prob"})).eval()
     torch.manual_seed(global_seed)
     return policy, _collect(task, policy, seed=0)
 
@@ -232,7 +232,7 @@ def _train_bandit(algorithm: Algorithm, kind: str) -> tuple[float, float]:
     horizon = 2 if kind == "causal_lm" else max(algorithm.row_decisions, 1)
     task = ToyTask(kind=kind, horizon=horizon, groups_per_rollout=16, group_size=8)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    policy = task.policy(algorithm.requires).eval()
+    policy = task.build_policy(algorithm.requires).eval()
     optimiser = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], lr=1e-2)
     before = task.evaluate(policy, Noise(generator=generator(0))).metrics["score"]
     for iteration in range(40):

@@ -81,7 +81,7 @@ class ToyTask(Task):
         """Sixteen contexts."""
         return range(16)
 
-    def policy(self, requires: frozenset[str]) -> Policy:
+    def build_policy(self, requires: frozenset[str]) -> Policy:
         """A network of a few hundred parameters with the heads asked for."""
         if self.kind == "causal_lm":
             config = LMConfig(max_new_tokens=max(self.horizon, 2), critic_hidden=8)

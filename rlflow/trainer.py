@@ -51,7 +51,7 @@ class Loop(L.LightningModule):
         self.algorithm, self.task = config.algorithm, config.task
         self.streams = Streams(config.trainer.seed)
         torch.manual_seed(self.streams["init"].initial_seed())
-        self.policy = self.task.policy(self.algorithm.requires)
+        self.policy = self.task.build_policy(self.algorithm.requires)
         self.iteration = 0
         self.evaluations = 0
         self.cost = Cost()
@@ -196,7 +196,9 @@ class Loop(L.LightningModule):
             group["lr"] = group["initial_lr"] * factor
 
     def _finite(self, stage: str, what: str, value: Tensor) -> None:
-        if not bool(torch.isfinite(value).all()):
+        # All ranks end together: one that raised alone would leave the others waiting in a collective.
+        broken = int(not bool(torch.isfinite(value).all()))
+        if distributed.all_max(broken, value.device):
             raise DivergedError(stage, what, self.samples)
 
     def _local(self, starts: Tensor) -> Tensor:

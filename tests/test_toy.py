@@ -10,7 +10,7 @@ from tests.fakes import block
 def rollout_of(kind, **settings):
     task = ToyTask(kind=kind, groups_per_rollout=3, group_size=2, **settings)
     torch.manual_seed(0)
-    policy = task.policy(frozenset({"log_prob"})).eval()
+    policy = task.build_policy(frozenset({"log_prob"})).eval()
     with torch.no_grad():
         return task, task.rollout(policy, torch.tensor([4, 0, 9]), Noise(generator=generator(0)))
 
@@ -50,4 +50,4 @@ def test_the_good_token_first_earns_one_at_the_last_token():
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_the_heads_asked_for_exist(kind, requires, heads):
-    assert set(ToyTask(kind=kind).policy(frozenset(requires)).parameter_groups()) == {"actor", *heads}
+    assert set(ToyTask(kind=kind).build_policy(frozenset(requires)).parameter_groups()) == {"actor", *heads}

@@ -34,7 +34,7 @@ class FlowConfig:
         window_start: First step of the window, or -1 for a random start per rollout.
         reduction: Reduction over dimensions of log-prob and CFM loss: `mean`, `sum`, `sqrt_d`.
         num_probes: CFM probes per decision.
-        probe_loss: CFM loss parameterisation, `u` or `eps`.
+        probe_loss: CFM loss parameterisation, `u`, `eps` or `x0` (see `cfm_loss`).
         kl: `latent`, (mean - ref mean)^2 / (2 std^2) with std including sqrt(-dt); or `velocity`, |v - v_ref|^2,
             both mean over dimensions. At CFM probes where no trajectory is stored, always `velocity`.
         eval_start: `noise`, fixed seeded noise; `mean`, the zero start.
@@ -52,7 +52,7 @@ class FlowConfig:
     window_start: int = 0
     reduction: Literal["mean", "sum", "sqrt_d"] = "mean"
     num_probes: int = 8
-    probe_loss: Literal["u", "eps"] = "u"
+    probe_loss: Literal["u", "eps", "x0"] = "u"
     kl: Literal["latent", "velocity"] = "latent"
     eval_start: Literal["noise", "mean"] = "noise"
     replay: Literal["stepwise", "folded"] = "stepwise"

@@ -32,6 +32,11 @@ ACTION_KEYS = {"gaussian": "action", "flow": "sample"}
 SEED_RANGE = 2**31 - NUM_EVAL_SEEDS
 
 
+def _action_flow() -> FlowConfig:
+    """Ten steps in training and evaluation, folded replay for a small network, evaluated from the mean start."""
+    return FlowConfig(train_steps=10, eval_steps=10, reduction="sqrt_d", eval_start="mean", replay="folded")
+
+
 @dataclass(kw_only=True)
 class GymnasiumMujoco(Task):
     """Any MuJoCo id as `control/ID` (`control/Hopper-v5`); episodes run on across rollouts.
@@ -41,7 +46,7 @@ class GymnasiumMujoco(Task):
 
     Attributes:
         env_id: Gymnasium id; given by the name, or by the preset of a short name.
-        actor: Policy: `gaussian`, a state-independent Normal; `flow`, a velocity field over actions.
+        policy: `gaussian`, a state-independent Normal; `flow`, a velocity field over actions.
         num_steps: T, environment steps per environment and rollout. Too few: the critic biases the advantage; too many:
             few updates for the same budget.
         hidden: Width of the Gaussian mean network and of the critic (two tanh layers each).
@@ -68,11 +73,11 @@ class GymnasiumMujoco(Task):
     groups_per_rollout: int = 1
     group_size: int = 8
     env_id: str
-    actor: Literal["gaussian", "flow"] = "gaussian"
+    policy: Literal["gaussian", "flow"] = "gaussian"
     num_steps: int = 256
     hidden: int = 64
     log_std: float = 0.0
-    flow: FlowConfig = field(default_factory=FlowConfig)
+    flow: FlowConfig = field(default_factory=_action_flow)
     flow_hidden: int = 64
     flow_depth: int = 3
     reward_scaling: Literal["return_std", "constant"] = "return_std"
@@ -100,7 +105,7 @@ class GymnasiumMujoco(Task):
     @property
     def policy_kind(self) -> str:
         """`gaussian` or `flow`."""
-        return self.actor
+        return self.policy
 
     @property
     def samples_per_rollout(self) -> int:
@@ -125,13 +130,13 @@ class GymnasiumMujoco(Task):
         """Training seeds; those below belong to evaluation."""
         return range(NUM_EVAL_SEEDS, NUM_EVAL_SEEDS + SEED_RANGE)
 
-    def policy(self, requires: frozenset[str]) -> Policy:
+    def build_policy(self, requires: frozenset[str]) -> Policy:
         """Gaussian or flow policy with the heads that `requires` names."""
         wide, actions = self._spec.observation_dim, self._spec.action_dim
         critic = mlp([wide, self.hidden, self.hidden, 1]) if "value" in requires else None
         partition = partition_mlp(wide) if "partition" in requires else None
         normaliser = RunningNorm((wide,))
-        if self.actor == "gaussian":
+        if self.policy == "gaussian":
             mean = mlp([wide, self.hidden, self.hidden, actions], output_gain=0.01)
             return GaussianPolicy(
                 DiagonalGaussian(mean, actions, self.log_std),
@@ -151,7 +156,7 @@ class GymnasiumMujoco(Task):
         assert self._vector is not None
         if len(self._vector) != len(starts) * self.group_size:
             raise ValueError(f"control: expected {len(self._vector) // self.group_size} starts, found {len(starts)}")
-        return collect(self._vector, policy, ACTION_KEYS[self.actor], self.num_steps, self.group_size, noise)
+        return collect(self._vector, policy, ACTION_KEYS[self.policy], self.num_steps, self.group_size, noise)
 
     def score(self, rollout: Rollout) -> Rollout:
         """Scale and clip the raw reward; each component of the environment's reward is logged per step."""
@@ -168,7 +173,7 @@ class GymnasiumMujoco(Task):
 
     def evaluate(self, policy: Policy, noise: Noise) -> Evaluation:
         """Raw return of `eval_episodes` fixed seeds under the deterministic policy."""
-        episodes = play(self.env_id, policy, ACTION_KEYS[self.actor], self.eval_episodes, noise.device)
+        episodes = play(self.env_id, policy, ACTION_KEYS[self.policy], self.eval_episodes, noise.device)
         shown = self.video and self._evaluations % self.video_every == 0
         self._evaluations += 1
         files = sample_files(self.env_id, episodes) if shown else {}

@@ -79,7 +79,7 @@ class Countdown(Task):
         """3,750 training puzzles x 24 orders of the digits in the prompt."""
         return training_starts()
 
-    def policy(self, requires: frozenset[str]) -> Policy:
+    def build_policy(self, requires: frozenset[str]) -> Policy:
         """The base with the heads that `requires` names."""
         checkpoint = self._checkpoint
         return CausalLMPolicy(

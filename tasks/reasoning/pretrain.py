@@ -51,7 +51,7 @@ def pretrain_countdown(out: Path = BASE_FOLDER, seed: int = 0) -> dict[str, floa
     model.save_pretrained(out)
     countdown_tokenizer().save_pretrained(out)
     task = Countdown(base=str(out))
-    metrics = task.evaluate(task.policy(frozenset()), Noise(generator=torch.Generator())).metrics
+    metrics = task.evaluate(task.build_policy(frozenset()), Noise(generator=torch.Generator())).metrics
     scores = "  ".join(f"{name} {metrics[name]:.4f}" for name in ("pass_at_1", "pass_at_8", "pass_at_32"))
     print(f"{scores}  {time.perf_counter() - started:.0f} s")
     return metrics

@@ -54,7 +54,7 @@ def bare_iterations(config: Config, iterations: int) -> float:
     """Seconds per iteration of plain torch code that does the same work, after one iteration of warm-up."""
     algorithm, task, update = config.algorithm, config.task, config.update
     torch.manual_seed(0)
-    policy = task.policy(algorithm.requires).eval()
+    policy = task.build_policy(algorithm.requires).eval()
     groups = [{"params": params, "lr": update.lr} for params in policy.parameter_groups().values()]
     optimiser = torch.optim.AdamW(groups, betas=update.betas, weight_decay=update.weight_decay, fused=True)
     noise = Noise(generator=generator(0, "rollout"))

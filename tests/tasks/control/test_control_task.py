@@ -45,7 +45,7 @@ def noise(seed=0):
 def opened(task="control/halfcheetah", algorithm="ppo", *overrides):
     config = resolve(algorithm, task, [*QUICK, *overrides])
     torch.manual_seed(0)
-    return config.task, config.task.policy(config.algorithm.requires)
+    return config.task, config.task.build_policy(config.algorithm.requires)
 
 
 def block(task, policy, seed=0, start=NUM_EVAL_SEEDS):
@@ -55,7 +55,7 @@ def block(task, policy, seed=0, start=NUM_EVAL_SEEDS):
 
 @pytest.mark.parametrize("actor", ["gaussian", "flow"])
 def test_rollout_keeps_raw_observations_and_the_shapes_of_the_contract(actor):
-    task, policy = opened("control/halfcheetah", "ppo", f"task.actor={actor}")
+    task, policy = opened("control/halfcheetah", "ppo", f"task.policy={actor}")
     rollout = block(task, policy)
     assert_shapes(rollout)
     assert rollout.decisions_independent
@@ -122,11 +122,11 @@ def test_training_seeds_never_meet_evaluation_seeds():
 
 @pytest.mark.parametrize("actor", ["gaussian", "flow"])
 def test_state_round_trip_continues_bit_for_bit(actor):
-    task, policy = opened("control/Hopper-v5", "ppo", f"task.actor={actor}")
+    task, policy = opened("control/Hopper-v5", "ppo", f"task.policy={actor}")
     block(task, policy, seed=1)
     state = task.state_dict()
     expected = block(task, policy, seed=2)
-    other, _ = opened("control/Hopper-v5", "ppo", f"task.actor={actor}")
+    other, _ = opened("control/Hopper-v5", "ppo", f"task.policy={actor}")
     block(other, policy, seed=3, start=NUM_EVAL_SEEDS + 9)
     other.load_state_dict(state)
     found = block(other, policy, seed=2, start=NUM_EVAL_SEEDS + 5)
@@ -159,7 +159,7 @@ def test_same_seed_gives_the_same_rollout_and_another_seed_does_not():
 
 @pytest.mark.parametrize(("actor", "start"), [("gaussian", "noise"), ("flow", "noise"), ("flow", "mean")])
 def test_evaluation_repeats_itself_on_fixed_seeds_with_raw_reward(actor, start):
-    task, policy = opened("control/Reacher-v5", "ppo", f"task.actor={actor}", f"task.flow.eval_start={start}")
+    task, policy = opened("control/Reacher-v5", "ppo", f"task.policy={actor}", f"task.flow.eval_start={start}")
     block(task, policy)
     before = {k: v.clone() for k, v in policy.state_dict().items()}
     state = task.state_dict()["ranks"][0]["vector"]["simulator"]
@@ -196,7 +196,7 @@ def test_reward_is_scaled_clipped_and_logged_raw():
 
 
 def test_flow_policy_starts_near_the_standard_normal():
-    _, policy = opened("control/halfcheetah", "fpo", "task.actor=flow")
+    _, policy = opened("control/halfcheetah", "fpo", "task.policy=flow")
     with torch.no_grad():
         sample = policy.sample({"observation": torch.zeros(4096, 17)}, noise())["sample"]
     # Standard error of a standard deviation of 1 over 4096 x 6 draws is .0045.
@@ -209,7 +209,7 @@ def test_flow_policy_starts_near_the_standard_normal():
 def test_every_algorithm_runs_an_iteration_with_ratio_one(algorithm, actor):
     config = resolve(
         algorithm, "control/InvertedPendulum-v5",
-        [*QUICK, "task.num_steps=8", f"task.actor={actor}", "trainer.budget=64", "trainer.num_evaluations=2"],
+        [*QUICK, "task.num_steps=8", f"task.policy={actor}", "trainer.budget=64", "trainer.num_evaluations=2"],
     )  # fmt: skip
     tracker = Points()
     with tempfile.TemporaryDirectory() as folder:

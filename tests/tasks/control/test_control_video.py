@@ -15,7 +15,7 @@ from tasks.control.evaluation import play
 def episodes():
     task = resolve("ppo", "control/Reacher-v5").task
     torch.manual_seed(0)
-    return play("Reacher-v5", task.policy(frozenset()), "action", 1, torch.device("cpu"))
+    return play("Reacher-v5", task.build_policy(frozenset()), "action", 1, torch.device("cpu"))
 
 
 def test_sample_file_shows_the_episode(episodes, tmp_path):

@@ -70,5 +70,5 @@ def test_weights_survive_the_disk(tmp_path: Path) -> None:
 
 
 def test_missing_weights_name_the_command(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"python -m tasks\.image\.pretrain"):
+    with pytest.raises(FileNotFoundError, match=r"rlflow pretrain image/shapes"):
         load_network(tmp_path / "nowhere")

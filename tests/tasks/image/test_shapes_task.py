@@ -41,7 +41,7 @@ def task(base: str) -> Shapes:
 
 
 def _rollout(task: Shapes, requires: frozenset[str] = frozenset({"log_prob"}), seed: int = 0) -> object:
-    policy = task.policy(requires)
+    policy = task.build_policy(requires)
     starts = torch.tensor(task.starts()[: task.groups_per_rollout])
     with torch.no_grad():
         return task.rollout(policy, starts, Noise(generator=generator(seed)))
@@ -103,7 +103,7 @@ def test_within_group_variance_by_hand(task: Shapes) -> None:
 
 
 def test_heads_exist_only_when_asked_for(task: Shapes) -> None:
-    plain, full = task.policy(frozenset({"log_prob"})), task.policy(frozenset({"elbo", "value", "partition"}))
+    plain, full = task.build_policy(frozenset({"log_prob"})), task.build_policy(frozenset({"elbo", "value", "partition"}))
     assert set(plain.parameter_groups()) == {"actor"}
     assert set(full.parameter_groups()) == {"actor", "critic", "partition"}
     rollout = _rollout(task, frozenset({"elbo", "value", "partition"}))
@@ -113,7 +113,7 @@ def test_heads_exist_only_when_asked_for(task: Shapes) -> None:
 
 def test_evaluation_reports_kinds_guards_and_files(task: Shapes, tmp_path: Path) -> None:
     task.evaluation_groups = 8
-    result = task.evaluate(task.policy(frozenset({"log_prob"})), Noise(generator=generator(0)))
+    result = task.evaluate(task.build_policy(frozenset({"log_prob"})), Noise(generator=generator(0)))
     # The first 8 of 128 groups hold every kind but not each equally: 3 position, 2 count and 1 of each other.
     assert {f"accuracy_{kind}" for kind in KINDS} <= set(result.metrics)
     assert {"score", "soft", "quality", "layout_diversity", "failure_binding"} <= set(result.metrics)
@@ -125,7 +125,7 @@ def test_evaluation_reports_kinds_guards_and_files(task: Shapes, tmp_path: Path)
 
 
 def test_failure_shares_and_score_add_up(task: Shapes) -> None:
-    metrics = task.evaluate(task.policy(frozenset({"log_prob"})), Noise(generator=generator(0))).metrics
+    metrics = task.evaluate(task.build_policy(frozenset({"log_prob"})), Noise(generator=generator(0))).metrics
     failures = sum(value for name, value in metrics.items() if name.startswith("failure_"))
     assert math.isclose(metrics["score"] + failures, 1.0, abs_tol=1e-6)
 
@@ -147,7 +147,7 @@ def test_bad_sizes_are_refused(change: dict[str, float], message: str) -> None:
 def test_missing_base_is_refused(task: Shapes, tmp_path: Path) -> None:
     task.base = str(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="no pretrained network"):
-        task.policy(frozenset())
+        task.build_policy(frozenset())
 
 
 @pytest.mark.parametrize("algorithm", ["flow_grpo", "fpo", "flowrl", "ppo", "reinforce_pp"])
@@ -159,7 +159,7 @@ def test_preset_resolves_for_every_algorithm(algorithm: str) -> None:
 
 def test_shipped_base_scores_near_its_anchor() -> None:
     task = Shapes(evaluation_groups=16, flow=replace(FLOW, eval_steps=10))
-    score = task.evaluate(task.policy(frozenset()), Noise(generator=generator(0))).metrics["score"]
+    score = task.evaluate(task.build_policy(frozenset()), Noise(generator=generator(0))).metrics["score"]
     # 128 images at 10 steps instead of 1,024 at 20: a standard error of .044 and a bias of a few points.
     assert abs(score - BASE_STRICT) < 0.2
     assert load_network(BASE_FOLDER).config == ShapesNetConfig()

@@ -48,5 +48,5 @@ def test_pretraining_writes_a_base_that_the_task_opens(tmp_path: Path, monkeypat
     assert sorted(f.name for f in tmp_path.iterdir()) == [
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
-    policy = Countdown(base=str(tmp_path)).policy(frozenset())
+    policy = Countdown(base=str(tmp_path)).build_policy(frozenset())
     assert torch.equal(policy.actor.state_dict()["model.norm.weight"], tiny.state_dict()["model.norm.weight"])

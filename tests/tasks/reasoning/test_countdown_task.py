@@ -66,7 +66,7 @@ def test_reward_sits_on_the_last_token_of_correct_completions_only() -> None:
 
 def test_every_completion_is_correct_or_has_one_failure() -> None:
     task = small()
-    scored = task.score(task.rollout(task.policy(frozenset()), torch.tensor([0, 1, 2]), noise()))
+    scored = task.score(task.rollout(task.build_policy(frozenset()), torch.tensor([0, 1, 2]), noise()))
     total = sum(scored.reward_terms[name] for name in ("correct", *(f"failure_{kind}" for kind in FAILURES)))
     assert total.tolist() == [1.0] * 6
 
@@ -84,7 +84,7 @@ def test_text_behind_the_end_neither_pays_nor_costs() -> None:
 def test_rollout_continues_the_prompts_of_its_starts() -> None:
     task = small()
     starts = torch.tensor([5, 5000, 89_999])
-    rollout = task.rollout(task.policy(frozenset()), starts, noise())
+    rollout = task.rollout(task.build_policy(frozenset()), starts, noise())
     prompts = shipped_base().tokenizer.batch_decode(rollout.context["prompt"][:, 1:])
     assert prompts == [training_puzzle(s).prompt for s in starts.tolist() for _ in range(2)]
     assert rollout.group.tolist() == [5, 5, 5000, 5000, 89_999, 89_999]
@@ -109,14 +109,14 @@ def test_training_starts_never_show_a_held_out_pool() -> None:
 def test_the_shipped_base_scores_the_anchor() -> None:
     # The anchor is the mean over 4,800 samples; 1,200 of them have a standard error of sqrt(.31 * .69 / 1200) = .013.
     task = Countdown(evaluation_samples=8)
-    metrics = task.evaluate(task.policy(frozenset()), noise()).metrics
+    metrics = task.evaluate(task.build_policy(frozenset()), noise()).metrics
     assert metrics["score"] == pytest.approx(BASE_PASS_AT_1, abs=SAMPLING_ERROR)
     assert task.anchors.base == BASE_PASS_AT_1
 
 
 def test_evaluation_draws_do_not_depend_on_the_size_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     task = small()
-    policy = task.policy(frozenset())
+    policy = task.build_policy(frozenset())
     whole = task.evaluate(policy, noise())
     monkeypatch.setattr("tasks.reasoning.countdown.EVALUATION_ROWS", 16)
     assert task.evaluate(policy, noise()).items == whole.items
@@ -124,7 +124,7 @@ def test_evaluation_draws_do_not_depend_on_the_size_of_a_pass(monkeypatch: pytes
 
 def test_evaluation_writes_items_and_completions(tmp_path: Path) -> None:
     task = small()
-    result = task.evaluate(task.policy(frozenset()), noise())
+    result = task.evaluate(task.build_policy(frozenset()), noise())
     assert [item["samples"] for item in result.items] == [8] * 4
     mean = sum(item["correct"] for item in result.items) / 32
     assert result.metrics["score"] == result.metrics["pass_at_1"] == pytest.approx(mean, abs=EXACT)
@@ -137,7 +137,7 @@ def test_evaluation_writes_items_and_completions(tmp_path: Path) -> None:
 
 def test_ratio_is_one_after_a_rollout() -> None:
     task = small()
-    policy = task.policy(frozenset({"log_prob"})).eval()
+    policy = task.build_policy(frozenset({"log_prob"})).eval()
     rollout = task.rollout(policy, torch.tensor([1, 2, 3]), noise())
     with torch.no_grad():
         first = policy.log_prob(rollout)
@@ -148,7 +148,7 @@ def test_ratio_is_one_after_a_rollout() -> None:
 
 def test_banned_symbols_take_no_probability() -> None:
     task = small()
-    policy = task.policy(frozenset({"log_prob"})).eval()
+    policy = task.build_policy(frozenset({"log_prob"})).eval()
     scored = written(task, "4371:14>", ["7+7=14,0$", "<pad>$"])
     prompt, prompt_mask = shipped_base().encode(["4371:14>"] * 2)
     rollout = scored.replace(context={"prompt": prompt, "prompt_mask": prompt_mask})
@@ -174,7 +174,7 @@ def test_impossible_sizes_are_refused(values: dict[str, int], message: str) -> N
 
 def test_missing_base_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"task\.base: expected a checkpoint"):
-        Countdown(base=str(tmp_path / "absent")).policy(frozenset())
+        Countdown(base=str(tmp_path / "absent")).build_policy(frozenset())
 
 
 def test_any_causal_lm_folder_serves_as_base(tmp_path: Path) -> None:
@@ -186,6 +186,6 @@ def test_any_causal_lm_folder_serves_as_base(tmp_path: Path) -> None:
     ).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     task = Countdown(base=str(tmp_path), groups_per_rollout=1, group_size=2, lm=LMConfig(max_new_tokens=3))
-    rollout = task.score(task.rollout(task.policy(frozenset()), torch.tensor([0]), noise()))
+    rollout = task.score(task.rollout(task.build_policy(frozenset()), torch.tensor([0]), noise()))
     assert rollout.mask.shape[1] <= 3
     assert rollout.reward.sum() == 0.0
