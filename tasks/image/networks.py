@@ -151,6 +151,12 @@ class ShapesNet(nn.Module):
         clean = self._denoise(x, words, condition)
         return (x - clean) / s.clamp(min=_MIN_S)[:, None, None, None]
 
+    def freeze_drawing(self) -> None:
+        """Take the 2-d convolutions and their norms out of training; what reads caption and time stays."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.GroupNorm):
+                module.requires_grad_(False)
+
     def _denoise(self, x: Tensor, words: Tensor, condition: Tensor) -> Tensor:
         fine = self.enter16(self.stem(x), condition)
         middle = self.attend8(self.enter8(self.down8(fine), condition), words)
@@ -181,7 +187,7 @@ def load_network(folder: Path) -> ShapesNet:
     if not (weights.is_file() and sizes.is_file()):
         raise FileNotFoundError(
             f"no pretrained network in {folder}; expected model.safetensors and config.json: make them with "
-            f"`python -m tasks.image.pretrain --out {folder}`, or leave task.base empty for the shipped one"
+            f"`rlflow pretrain image/shapes --out {folder}`, or leave task.base empty for the shipped one"
         )
     content = json.loads(sizes.read_text(encoding="utf-8"))["network"]
     network = ShapesNet(ShapesNetConfig(**{**content, "channels": tuple(content["channels"])}))
