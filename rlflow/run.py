@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -151,7 +151,6 @@ def train(plan: SeedPlan, report: Report) -> Progress:
         TrackingError: The store is unreachable, or the seed has a result already.
     """
     config = from_resolved(plan.resolved)
-    _quiet()
     if config.trainer.num_threads:
         torch.set_num_threads(config.trainer.num_threads)
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +195,7 @@ def _fit(loop: Loop, tracker: Tracker, report: Report) -> Progress:
     try:
         with stop.listening():
             if loop.iteration < loop.config.num_iterations:
-                _trainer(loop.config, loop.folder, stop).fit(loop)
+                build_trainer(loop.config, loop.folder, [stop]).fit(loop)
     except DivergedError as error:
         outcome, detail = "diverged", str(error)
     except (InterruptedRun, KeyboardInterrupt):
@@ -216,7 +215,9 @@ def _fit(loop: Loop, tracker: Tracker, report: Report) -> Progress:
     return end
 
 
-def _trainer(config: Config, folder: Path, stop: Stop) -> L.Trainer:
+def build_trainer(config: Config, folder: Path, callbacks: Sequence[L.Callback] = ()) -> L.Trainer:
+    """Lightning's trainer for one run: devices, strategy and precision, nothing of its own loggers or checkpoints."""
+    _quiet()
     trainer = config.trainer
     return L.Trainer(
         accelerator=trainer.accelerator,
@@ -231,7 +232,7 @@ def _trainer(config: Config, folder: Path, stop: Stop) -> L.Trainer:
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         default_root_dir=folder,
-        callbacks=[stop],
+        callbacks=list(callbacks),
     )
 
 

@@ -19,6 +19,7 @@ class Starts(Dataset[Tensor]):
         self.seed = config.trainer.seed
         self.first = first
         self.last = config.num_iterations
+        self._order: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
         """Iterations left; without a length Lightning prefetches a rollout made by stale weights."""
@@ -34,5 +35,6 @@ class Starts(Dataset[Tensor]):
         if size > 1_000_000:
             return self.ids[int(torch.randint(size, (1,), generator=generator(self.seed, "start", position)))]
         epoch, place = divmod(position, size)
-        order = torch.randperm(size, generator=generator(self.seed, "starts", epoch))
-        return self.ids[int(order[place])]
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, torch.randperm(size, generator=generator(self.seed, "starts", epoch))
+        return self.ids[int(self._order[1][place])]

@@ -189,14 +189,14 @@ def test_cfm_loss_by_hand():
     assert cfm_loss(velocity, x0, eps, time, reduction="sum").tolist() == [[8.0, 0.0]]
 
 
-def test_eps_loss_is_the_u_loss_times_one_minus_t_squared():
+def test_eps_and_x0_losses_are_the_u_loss_times_one_minus_t_and_t_squared():
     x0, eps = torch.randn(4, 3, generator=generator(0)), torch.randn(4, 5, 3, generator=generator(1))
     time = torch.rand(4, 5, generator=generator(2))
 
     def velocity(x, t):
         return torch.sin(x) + t[:, None]
 
-    u, scaled = (cfm_loss(velocity, x0, eps, time, parameterisation=p) for p in ("u", "eps"))
+    u, scaled, clean = (cfm_loss(velocity, x0, eps, time, parameterisation=p) for p in ("u", "eps", "x0"))
     # Predicted noise: x_t + (1-t) v, against eps.
     t = time[..., None]
     x_t = t * eps + (1 - t) * x0[:, None]
@@ -205,5 +205,9 @@ def test_eps_loss_is_the_u_loss_times_one_minus_t_squared():
     assert torch.allclose(scaled, direct, atol=EXACT)
     assert torch.allclose(scaled, u * (1 - time) ** 2, atol=EXACT)
     assert not math.isclose(float(u.sum()), float(scaled.sum()), rel_tol=ROUNDED)
-    with pytest.raises(ValueError, match="expected u or eps, found 'x0'"):
-        cfm_loss(velocity, x0, eps, time, parameterisation="x0")
+    # Predicted clean sample: x_t - t v, against x0.
+    direct = (x_t - t * v - x0[:, None]).square().mean(-1)
+    assert torch.allclose(clean, direct, atol=EXACT)
+    assert torch.allclose(clean, u * time**2, atol=EXACT)
+    with pytest.raises(ValueError, match="expected u, eps or x0, found 'v'"):
+        cfm_loss(velocity, x0, eps, time, parameterisation="v")

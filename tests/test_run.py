@@ -152,7 +152,7 @@ def test_a_task_that_cannot_be_set_up_leaves_nothing_in_the_store(
     def refuse(task: ToyTask, requires: frozenset[str]) -> None:
         raise FileNotFoundError("expected a model at /nowhere, found none")
 
-    monkeypatch.setattr(ToyTask, "policy", refuse)
+    monkeypatch.setattr(ToyTask, "build_policy", refuse)
     monkeypatch.setattr(ToyTask, "close", lambda task: closed.append(True))
     with pytest.raises(BuildError, match="cannot set up toy for ppo: expected a model at /nowhere"):
         train(toy_plan(store, tmp_path / "seed"), ignore)

@@ -103,7 +103,10 @@ def test_within_group_variance_by_hand(task: Shapes) -> None:
 
 
 def test_heads_exist_only_when_asked_for(task: Shapes) -> None:
-    plain, full = task.build_policy(frozenset({"log_prob"})), task.build_policy(frozenset({"elbo", "value", "partition"}))
+    plain, full = (
+        task.build_policy(frozenset({"log_prob"})),
+        task.build_policy(frozenset({"elbo", "value", "partition"})),
+    )
     assert set(plain.parameter_groups()) == {"actor"}
     assert set(full.parameter_groups()) == {"actor", "critic", "partition"}
     rollout = _rollout(task, frozenset({"elbo", "value", "partition"}))
