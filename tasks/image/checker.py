@@ -154,7 +154,10 @@ def _soft(
     by_colour = np.minimum(_by_colour(found), _by_colour(required)).sum(1) - exact
     by_shape = np.minimum(_by_shape(found), _by_shape(required)).sum(1) - exact
     credit = exact + _PARTIAL_CREDIT * (by_colour + by_shape)
-    objects = credit / np.maximum(num_found, required.sum(1))
+    need = required.sum(1)
+    # An object too many costs what a missing one costs; dividing by the larger number made extra objects the cheaper
+    # error, and Flow-GRPO traded missing objects for extra ones without any gain in the strict score.
+    objects = np.maximum(credit - np.maximum(num_found - need, 0), 0) / need
     relation = np.nan_to_num(np.clip((offset + MIN_OFFSET_PX) / (2 * MIN_OFFSET_PX), 0, 1), nan=0.0)
     clean = 1 - np.clip((findings.dirt - MAX_DIRT_PX) / _DIRT_RANGE_PX, 0, 1)
     score = objects * (1 - _RELATION_SHARE + _RELATION_SHARE * relation) * clean
