@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -25,7 +26,8 @@ class Ppo(Algorithm):
         value_weight: Weight of the value loss.
         value_clip: Clip of the value around its old self (0 = off).
         entropy_weight: Weight of the entropy bonus. Too high: never commits.
-        kl_weight: Weight of the per-decision penalty -k1(pi_old, reference) in the reward (0 = off).
+        kl_weight: Weight of the divergence from the reference (0 = off). Too low: drifts; too high: no gain.
+        kl_in: `reward`, the per-decision penalty -k1(pi_old, reference); `loss`, the policy's own differentiable KL.
         whiten_advantage: Normalise advantages over the global batch.
     """
 
@@ -36,6 +38,7 @@ class Ppo(Algorithm):
     value_clip: float = 0.0
     entropy_weight: float = 0.0
     kl_weight: float = 0.0
+    kl_in: Literal["reward", "loss"] = "reward"
     whiten_advantage: bool = True
 
     @property
@@ -51,7 +54,7 @@ class Ppo(Algorithm):
     def targets(self, policy: Policy, rollout: Rollout) -> Targets:
         """Advantages and returns `[B, T]`, with the true next observation behind time limits."""
         reward = rollout.reward
-        if self.kl_weight != 0:
+        if self.kl_weight != 0 and self.kl_in == "reward":
             assert rollout.old_log_prob is not None
             penalty = k1(rollout.old_log_prob, policy.ref_log_prob(rollout)).sum(-1)
             reward = reward - self.kl_weight * penalty
@@ -83,6 +86,10 @@ class Ppo(Algorithm):
             "ratio": minibatch.mean(rho.detach()),
             "value_error": error.detach(),
         }
+        if self.kl_weight != 0 and self.kl_in == "loss":
+            kl = minibatch.mean(policy.kl(minibatch))
+            terms["kl"] = self.kl_weight * kl
+            metrics["ref_kl"] = kl.detach()
         if self.entropy_weight != 0:
             entropy = minibatch.mean(policy.entropy(minibatch))
             terms["entropy"] = -self.entropy_weight * entropy
