@@ -48,6 +48,7 @@ VARIANTS = [
     FlowRL(length_normalised=False),
     ReinforcePP(variant="baseline", beta=0.1),
     Ppo(kl_weight=0.1),
+    Ppo(kl_weight=0.1, kl_in="loss"),
     Ppo(entropy_weight=0.01),
     FlowGrpo(credit="to_go", gamma=0.9),
     FlowGrpo(scale="batch"),

@@ -85,6 +85,21 @@ def test_targets_subtract_the_kl_from_the_reward():
     assert torch.allclose(targets["advantage"], torch.tensor([[0.85], [1.1]]), atol=EXACT)
 
 
+def test_the_kl_moves_to_the_loss_by_name():
+    fake = policy()
+    fake.answers["kl"] = torch.tensor([[[0.1, 0.3]], [[0.5, 0.7]]])
+    loss = Ppo(clip=0.2, kl_weight=0.5, kl_in="loss").loss(fake, minibatch())
+    # Mean over K: .2 and .6; mean .4, times .5
+    assert loss.terms["kl"].item() == pytest.approx(0.2, abs=EXACT)
+    assert loss.total.item() == pytest.approx(1.3, abs=EXACT)
+    assert "kl" not in Ppo(clip=0.2, kl_weight=0.5).loss(fake, minibatch()).terms
+    # ... and then the reward keeps its value: advantages of V = 0 are the rewards.
+    rollout = block([[1.0], [1.0]], old_log_prob=torch.full((2, 1, 1), -1.0))
+    fake = FakePolicy(value=torch.zeros(2, 1), ref_log_prob=torch.full((2, 1, 1), -2.0))
+    targets = Ppo(kl_weight=0.1, kl_in="loss", whiten_advantage=False).targets(fake, rollout).tensors
+    assert targets["advantage"].tolist() == [[1.0], [1.0]]
+
+
 def test_it_asks_only_for_what_its_weights_need():
     assert Ppo().requires == {"log_prob", "value"}
     assert Ppo(entropy_weight=0.1).requires == {"log_prob", "value", "entropy"}
