@@ -158,26 +158,12 @@ class FlowPolicy(Policy):
 
     def log_prob(self, rollout: Rollout) -> Tensor:
         """`[B, T, K]` SDE transition densities of the stored trajectory, reduced over A by `config.reduction`."""
-        x, x_next, s, s_next = self._transitions(rollout)
-        v = rollout.memo(self, "trajectory", lambda: self._velocities(self.actor, rollout))
-        step = sde_step(
-            x, v, s, s_next, a=self.config.noise_level, kind=self.config.sde, x_next=x_next,
-            reduction=self.config.reduction,
-        )  # fmt: skip
-        assert step.log_prob is not None
-        return step.log_prob.view(*rollout.mask.shape, -1)
+        return self._densities(rollout, rollout.memo(self, "trajectory", lambda: self._velocities(self.actor, rollout)))
 
     def ref_log_prob(self, rollout: Rollout) -> Tensor:
         """`[B, T, K]` under the reference network."""
-        x, x_next, s, s_next = self._transitions(rollout)
         with self.referenced_actor() as actor:
-            v = self._velocities(actor, rollout)
-        step = sde_step(
-            x, v, s, s_next, a=self.config.noise_level, kind=self.config.sde, x_next=x_next,
-            reduction=self.config.reduction,
-        )  # fmt: skip
-        assert step.log_prob is not None
-        return step.log_prob.view(*rollout.mask.shape, -1)
+            return self._densities(rollout, self._velocities(actor, rollout))
 
     def elbo(self, rollout: Rollout) -> Tensor:
         """`[B, T, N]` minus the CFM loss at each stored probe, reduced over A by `config.reduction`."""
@@ -258,6 +244,14 @@ class FlowPolicy(Policy):
         latents, times = rollout.action["latents"], rollout.action["times"]
         x, x_next = latents[:, :, :-1].flatten(0, 2), latents[:, :, 1:].flatten(0, 2)
         return x, x_next, times[..., :-1].reshape(-1), times[..., 1:].reshape(-1)
+
+    def _densities(self, rollout: Rollout, v: Tensor) -> Tensor:
+        """`[B, T, K]` log-density of every stored transition under velocities `v [B*T*K, *A]`."""
+        x, x_next, s, s_next = self._transitions(rollout)
+        a, kind, reduction = self.config.noise_level, self.config.sde, self.config.reduction
+        step = sde_step(x, v, s, s_next, a=a, kind=kind, x_next=x_next, reduction=reduction)
+        assert step.log_prob is not None
+        return step.log_prob.view(*rollout.mask.shape, -1)
 
     def _velocities(self, actor: nn.Module, rollout: Rollout) -> Tensor:
         """Velocity at every stored transition, `[B*T*K, *A]`."""
