@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
 from rlflow.config import resolve
 from rlflow.policy import Policy
 from rlflow.rollout import Minibatch, Rollout
+from rlflow.run import build_trainer
 from rlflow.trainer import Loop
 
 Answer = Tensor | Callable[[Rollout], Tensor]
@@ -122,23 +120,7 @@ def toy_loop(algorithm: str, folder: Path, *overrides: str, tracker: Any = None)
 
 def fit(loop: Loop) -> Loop:
     """Run a loop to its end as `rlflow.run` does, without MLflow."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    trainer = loop.config.trainer
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        L.Trainer(
-            accelerator=trainer.accelerator,
-            devices=trainer.devices,
-            strategy=trainer.strategy,
-            max_epochs=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            default_root_dir=loop.folder,
-        ).fit(loop)
+    build_trainer(loop.config, loop.folder).fit(loop)
     return loop
 
 
