@@ -61,8 +61,7 @@ class FlowGrpo(Algorithm):
 
     def loss(self, policy: Policy, minibatch: Minibatch) -> Loss:
         """Clipped ratio per (T, K) plus beta times the KL."""
-        assert minibatch.old_log_prob is not None
-        rho = ratio(policy.log_prob(minibatch), minibatch.old_log_prob)
+        rho = ratio(policy.log_prob(minibatch), minibatch.behaviour_log_prob)
         clip = {"clip_low": self.clip_low, "clip_high": self.clip_high}
         terms = {"policy": minibatch.mean(clipped_surrogate(rho, minibatch.targets["advantage"], **clip))}
         metrics = {"clip_fraction": minibatch.mean(clip_fraction(rho, **clip)), "ratio": minibatch.mean(rho.detach())}

@@ -80,10 +80,9 @@ class FlowRL(Algorithm):
 
     def loss(self, policy: Policy, minibatch: Minibatch) -> Loss:
         """Weighted squared residual of the balance, one per row."""
-        assert minibatch.old_log_prob is not None
         goal, mask = minibatch.targets, (minibatch.mask & _same_trace(minibatch.boundary)).unsqueeze(-1)
         log_prob: Tensor = policy.log_prob(minibatch)
-        log_ratio = (log_prob - minibatch.old_log_prob).detach()
+        log_ratio = (log_prob - minibatch.behaviour_log_prob).detach()
         if self.variant == "cispo":
             low, high = WEIGHTS["cispo"]
             kept = (log_ratio.exp() >= low) & (log_ratio.exp() <= high)

@@ -55,8 +55,7 @@ class Ppo(Algorithm):
         """Advantages and returns `[B, T]`, with the true next observation behind time limits."""
         reward = rollout.reward
         if self.kl_weight != 0 and self.kl_in == "reward":
-            assert rollout.old_log_prob is not None
-            penalty = k1(rollout.old_log_prob, policy.ref_log_prob(rollout)).sum(-1)
+            penalty = k1(rollout.behaviour_log_prob, policy.ref_log_prob(rollout)).sum(-1)
             reward = reward - self.kl_weight * penalty
         value: Tensor = policy.value(rollout)
         advantage = gae(
@@ -72,8 +71,7 @@ class Ppo(Algorithm):
     def loss(self, policy: Policy, minibatch: Minibatch) -> Loss:
         """Clipped ratio, value error, entropy bonus."""
         goal = minibatch.targets
-        assert minibatch.old_log_prob is not None
-        rho = ratio(policy.log_prob(minibatch), minibatch.old_log_prob)
+        rho = ratio(policy.log_prob(minibatch), minibatch.behaviour_log_prob)
         clip = {"clip_low": self.clip, "clip_high": self.clip}
         value = policy.value(minibatch)
         error = minibatch.mean(value_error(value, goal["returns"], goal["old_value"], clip=self.value_clip))

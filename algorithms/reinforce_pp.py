@@ -52,7 +52,6 @@ class ReinforcePP(Algorithm):
 
     def targets(self, policy: Policy, rollout: Rollout) -> Targets:
         """Whitened returns-to-go `[B, T]`, in the `baseline` variant relative to the group."""
-        assert rollout.old_log_prob is not None
         reward = rollout.reward
         if self.reward_clip > 0:
             reward = reward.clamp(-self.reward_clip, self.reward_clip)
@@ -60,7 +59,7 @@ class ReinforcePP(Algorithm):
         tensors = {}
         ref_log_prob = policy.ref_log_prob(rollout)
         if self.variant == "plain":
-            penalty = k1(rollout.old_log_prob, ref_log_prob).sum(-1).clamp(-self.k1_clamp, self.k1_clamp)
+            penalty = k1(rollout.behaviour_log_prob, ref_log_prob).sum(-1).clamp(-self.k1_clamp, self.k1_clamp)
             reward = reward - self.beta * torch.where(rollout.mask, penalty, 0.0)
             metrics["ref_k1"] = penalty[rollout.mask].mean()
         else:
@@ -74,9 +73,8 @@ class ReinforcePP(Algorithm):
 
     def loss(self, policy: Policy, minibatch: Minibatch) -> Loss:
         """Clipped ratio per (T, K), plus beta * k2 in the `baseline` variant."""
-        assert minibatch.old_log_prob is not None
         log_prob = policy.log_prob(minibatch)
-        rho = ratio(log_prob, minibatch.old_log_prob)
+        rho = ratio(log_prob, minibatch.behaviour_log_prob)
         clip = {"clip_low": self.clip, "clip_high": self.clip}
         terms = {"policy": minibatch.mean(clipped_surrogate(rho, minibatch.targets["advantage"], **clip))}
         metrics = {"clip_fraction": minibatch.mean(clip_fraction(rho, **clip)), "ratio": minibatch.mean(rho.detach())}

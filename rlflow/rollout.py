@@ -74,6 +74,20 @@ class Rollout:
         """Where the block lives."""
         return self.mask.device
 
+    @property
+    def behaviour_log_prob(self) -> Tensor:
+        """`old_log_prob [B, T, K]`, for algorithms that declare `log_prob` in `requires`.
+
+        Raises:
+            ValueError: Nothing was recorded: the algorithm does not require `log_prob`.
+        """
+        if self.old_log_prob is None:
+            raise ValueError(
+                "no likelihood of the behaviour policy was recorded; an algorithm that reads it has to name "
+                "'log_prob' in requires"
+            )
+        return self.old_log_prob
+
     def num_windows(self, window: int) -> int:
         """Windows of `window` decisions in each rollout."""
         t = self.mask.shape[1]

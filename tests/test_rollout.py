@@ -100,6 +100,12 @@ def test_a_silent_part_adds_nothing_and_keeps_the_sizes():
     assert mini.num_decisions == 6
 
 
+def test_a_block_without_recorded_likelihoods_says_what_to_require():
+    assert independent().behaviour_log_prob is not None
+    with pytest.raises(ValueError, match="name 'log_prob' in requires"):
+        _ = independent(old_log_prob=None).behaviour_log_prob
+
+
 def test_targets_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"target 'g': expected \[2, 4\] \+ \[...\], found \[2\]"):
         flatten_targets(Targets(tensors={"g": torch.zeros(2)}), independent())

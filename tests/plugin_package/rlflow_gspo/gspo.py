@@ -42,8 +42,7 @@ class Gspo(Algorithm):
 
     def loss(self, policy: Policy, minibatch: Minibatch) -> Loss:
         """One clipped ratio per row."""
-        assert minibatch.old_log_prob is not None
-        change = (policy.log_prob(minibatch) - minibatch.old_log_prob).mean(-1)
+        change = (policy.log_prob(minibatch) - minibatch.behaviour_log_prob).mean(-1)
         length = minibatch.mask.sum(1).clamp_min(1)
         rho = ratio(torch.where(minibatch.mask, change, 0.0).sum(1) / length, torch.zeros_like(change[:, 0]))
         advantage = torch.where(minibatch.mask, minibatch.targets["advantage"], 0.0).sum(1) / length
