@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -123,3 +123,13 @@ class Task(ABC):
 
     def close(self) -> None:  # noqa: B027 - most tasks hold nothing
         """Release resources; called once at the end of a run."""
+
+
+@runtime_checkable
+class Pretrains(Protocol):
+    """A task class whose policy starts from a base that the task can make anew (`rlflow pretrain TASK`)."""
+
+    @staticmethod
+    def pretrain(out: Path, seed: int) -> dict[str, float]:
+        """Make the base in the folder `out` from a seed; returns its scores by name."""
+        ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,15 +37,16 @@ def pretrain(
 ) -> None:
     """Make the base of TASK anew and print its score."""
     from rlflow.registry import find
+    from rlflow.task import Pretrains
 
-    make: Callable[[Path, int], dict[str, float]] | None = getattr(find("task", task).load(), "pretrain", None)
-    if make is None:
+    maker = find("task", task).load()
+    if not isinstance(maker, Pretrains):
         raise UsageError(f"task {task!r} starts from random weights: there is no base to make")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"expected a folder that can be written at {out}, found: {error.strerror}") from error
-    for name, value in make(out, seed).items():
+    for name, value in maker.pretrain(out, seed).items():
         typer.echo(f"{name:<32} {value:.6g}")
     typer.echo(str(out))
 
