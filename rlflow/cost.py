@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlflow import distributed
 from rlflow.rollout import Rollout
 
 TRAINING_STAGES = ("rollout_s", "reward_s", "targets_s", "update_s")
@@ -19,7 +20,7 @@ TRAINING_STAGES = ("rollout_s", "reward_s", "targets_s", "update_s")
 
 @dataclass(kw_only=True)
 class Cost:
-    """Cumulative cost of a run.
+    """Cumulative cost of a run over all ranks; seconds are those of one rank, which waits for the others.
 
     Attributes:
         seconds: Wall-clock seconds by stage; `eval_s` is measured but is not training time.
@@ -27,7 +28,8 @@ class Cost:
         env_steps: Environment steps.
         optimizer_steps: Optimiser steps.
         policy_forwards: Rows through the policy's network, in rollout, targets and update (not evaluation); a
-            token, a denoising step or an action each. The frozen reference is not counted.
+            token, a denoising step or an action each. The frozen reference is not counted. Ranks have equal shares, so
+            that one counts for all.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -41,7 +43,7 @@ class Cost:
 
         def add(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: object) -> None:
             rows: Tensor = args[0] if args else kwargs["input_ids"]
-            self.policy_forwards += rows.shape[0]
+            self.policy_forwards += rows.shape[0] * distributed.world_size()
 
         trunk.register_forward_hook(add, with_kwargs=True)
 
@@ -55,10 +57,11 @@ class Cost:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
 
     def count(self, rollout: Rollout, unit: str) -> None:
-        """Add one scored rollout of this rank."""
-        self.decisions += rollout.num_decisions
+        """Add the scored rollout of every rank."""
+        decisions = int(distributed.all_sum(torch.tensor([rollout.num_decisions], device=rollout.device)))
+        self.decisions += decisions
         if unit == "env_steps":
-            self.env_steps += rollout.num_decisions
+            self.env_steps += decisions
 
     def metrics(self, device: torch.device) -> dict[str, float]:
         """Flat `cost/...` metrics; `cost/wall_s` is training time without evaluation."""

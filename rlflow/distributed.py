@@ -26,6 +26,14 @@ def all_sum(x: Tensor) -> Tensor:
     return total
 
 
+def averaged(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    """Mean over ranks of each named scalar; every rank has to bring the same names."""
+    if not _running() or not values:
+        return values
+    means = all_sum(torch.tensor(list(values.values()), device=device)) / world_size()
+    return dict(zip(values, means.tolist(), strict=True))
+
+
 def all_max(value: int, device: torch.device) -> int:
     """Largest of one integer per rank."""
     if not _running():

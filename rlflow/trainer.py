@@ -164,17 +164,11 @@ class Loop(L.LightningModule):
 
     def _track(self, rollout: Rollout, targets: Targets, metrics: dict[str, float]) -> None:
         terms = {name: float(value.float().mean()) for name, value in rollout.reward_terms.items()}
-        goals = {name: float(value) for name, value in targets.metrics.items()}
-        if not self.is_first_rank:
-            return
-        self.tracker.log(
-            _prefixed("rollout", rollout.metrics)
-            | _prefixed("reward", terms)
-            | _prefixed("advantage", goals)
-            | metrics
-            | self.cost.metrics(self.device),
-            self.samples,
-        )
+        local = _prefixed("rollout", rollout.metrics) | _prefixed("reward", terms)
+        local |= _prefixed("advantage", {name: float(value) for name, value in targets.metrics.items()})
+        shared = distributed.averaged(local, self.device)
+        if self.is_first_rank:
+            self.tracker.log(shared | metrics | self.cost.metrics(self.device), self.samples)
 
     def _next_evaluation(self) -> float:
         intervals = self.config.trainer.num_evaluations - 1

@@ -5,6 +5,7 @@ python -m tests.ddp_run FOLDER "ALGORITHM key=value ..." "ALGORITHM key=value ..
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -18,4 +19,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for number, run in enumerate(sys.argv[2:]):
         algorithm, *overrides = run.split()
-        fit(toy_loop(algorithm, Path(sys.argv[1]) / str(number), *overrides))
+        folder = Path(sys.argv[1]) / str(number)
+        loop = fit(toy_loop(algorithm, folder, *overrides))
+        if loop.is_first_rank:
+            (folder / "logged.json").write_text(json.dumps(loop.tracker.calls))

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -295,7 +296,10 @@ def two_ranks(tmp_path_factory):
     command = [sys.executable, "-m", "tests.ddp_run", str(folder), *runs]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [load(folder / str(number)) for number in range(len(runs))]
+    return [
+        (load(folder / str(number)), json.loads((folder / str(number) / "logged.json").read_text()))
+        for number in range(len(runs))
+    ]
 
 
 @pytest.mark.parametrize("number", range(len(TWO_RANK_RUNS)))
@@ -304,7 +308,7 @@ def test_two_processes_train_as_one_on_the_same_global_batch(number, two_ranks, 
     alone = toy_loop(algorithm, tmp_path, *overrides, *SHARED)
     before = weights(alone)
     fit(alone)
-    one, two = load(tmp_path), two_ranks[number]
+    one, (two, logged) = load(tmp_path), two_ranks[number]
     assert one["state_dict"].keys() == two["state_dict"].keys()
     for name, value in one["state_dict"].items():
         assert torch.allclose(two["state_dict"][name], value, atol=RANKS, rtol=0), name
@@ -315,3 +319,18 @@ def test_two_processes_train_as_one_on_the_same_global_batch(number, two_ranks, 
     assert two["rlflow"]["samples"] == one["rlflow"]["samples"] == 24
     for name, state in one["rlflow"]["streams"].items():
         assert torch.equal(two["rlflow"]["streams"][name], state), name
+    assert_logged_alike(logged, alone.tracker.calls)
+
+
+def assert_logged_alike(found, expected):
+    """Both ranks' rewards, targets and costs are in what the first rank logs."""
+    alike = ("reward/", "rollout/", "advantage/", "eval/", "cost/tokens", "cost/env_steps")
+    assert [step for step, _ in found] == [step for step, _ in expected]
+    compared = set()
+    for (step, two), (_, one) in zip(found, expected, strict=True):
+        for name in (n for n in one if n.startswith(alike)):
+            assert two[name] == pytest.approx(one[name], abs=1e-4), f"{name} at {step}"
+            compared.add(name.split("/")[0])
+        # A rank without rows of its own in a micro-batch pays for a silent one.
+        assert two["cost/policy_forwards"] == pytest.approx(one["cost/policy_forwards"], rel=0.1)
+    assert compared >= {"reward", "eval", "cost"}
