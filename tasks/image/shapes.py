@@ -36,7 +36,7 @@ from tasks.image.report import evaluation
 
 BASE_FOLDER = Path(__file__).parent / "bases" / "shapes"
 # Measured with `rlflow pretrain image/shapes`; a new base, checker or evaluation set is a new version.
-BASE_STRICT = 0.5596
+BASE_STRICT = 0.3906
 IMAGE_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
 # Rows of one evaluation forward; larger batches are no faster on a CPU.
 EVALUATION_ROWS = 256
@@ -62,7 +62,7 @@ def _shapes_flow() -> FlowConfig:
 
 @dataclass(kw_only=True)
 class Shapes(Task):
-    """Compositional text-to-image in the spirit of GenEval, from a shipped base that is right about every other time.
+    """Compositional text-to-image in the spirit of GenEval, from a shipped base that trusts its caption too little.
 
     Attributes:
         groups_per_rollout: Prompts per iteration.
@@ -83,7 +83,7 @@ class Shapes(Task):
         flow: Sampler and likelihood.
     """
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     policies: ClassVar[dict[str, str]] = {"flow": "flow"}
 
     name: str = "image/shapes"
