@@ -76,7 +76,7 @@ class Points:
             self._reported_s = time.monotonic()
             self._report(self.progress())
 
-    def artifact(self, path: Path, folder: str) -> None:
+    def artifact(self, path: Path, folder: str = "") -> None:
         """Hand on."""
         self._tracker.artifact(path, folder)
 

@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Protocol
 
 from rlflow.task import Evaluation
+from rlflow.tracker import Log
+
+PER_ITEM = "per_item.csv"
 
 
-class Tracker(Protocol):
-    """Where numbers and artifacts go (see `rlflow.tracking`)."""
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        """Record scalars at `step` samples."""
-
-    def artifact(self, path: Path, folder: str) -> None:
-        """Keep a file under `folder`."""
-
-
-def write_samples(result: Evaluation, folder: Path, tracker: Tracker, samples: int) -> None:
-    """Write per-item results and sample artifacts of one evaluation and hand them to the tracker."""
-    target = folder / "samples" / f"{samples:09d}"
-    target.mkdir(parents=True, exist_ok=True)
+def write_samples(result: Evaluation, folder: Path) -> list[Path]:
+    """Write sample artifacts and per-item results of one evaluation into `folder`; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
     for name, writer in result.files.items():
-        path = target / name
-        writer(path)
-        tracker.artifact(path, f"samples/{samples:09d}")
+        writer(folder / name)
+        written.append(folder / name)
     if result.items:
-        path = target / "per_item.csv"
         columns = list(result.items[0])
         lines = [columns, *([str(item.get(c, "")) for c in columns] for item in result.items)]
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with (folder / PER_ITEM).open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(lines)
-        tracker.artifact(path, "eval")
+        written.append(folder / PER_ITEM)
+    return written
+
+
+def keep_samples(result: Evaluation, folder: Path, log: Log, samples: int) -> None:
+    """Write what an evaluation after `samples` leaves under the run's `folder`, and hand it to the log."""
+    place = f"samples/{samples:09d}"
+    for path in write_samples(result, folder / place):
+        log.artifact(path, "eval" if path.name == PER_ITEM else place)

@@ -25,8 +25,8 @@ Outcome = Literal["finished", "diverged", "interrupted", "failed"]
 OUTCOMES: tuple[Outcome, ...] = ("finished", "diverged", "interrupted", "failed")
 
 
-class Tracker(Protocol):
-    """Records one training seed; `finish` is called exactly once and ends it."""
+class Log(Protocol):
+    """The part of a tracker that the loop uses."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record `metrics` at `step` samples; non-finite values are omitted, a name may appear once per step.
@@ -37,6 +37,10 @@ class Tracker(Protocol):
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Keep a copy of the file `path` under `folder` of the run."""
+
+
+class Tracker(Log, Protocol):
+    """Records one training seed; `finish` is called exactly once and ends it."""
 
     def text(self, content: str, file: str) -> None:
         """Keep `content` as the artifact `file`, e.g. `eval/per_item.csv`."""

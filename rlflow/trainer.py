@@ -21,10 +21,11 @@ from rlflow.averaging import AveragedWeights
 from rlflow.cost import Cost
 from rlflow.random import Noise, Streams
 from rlflow.rollout import Minibatch, Rollout, Targets, assert_shapes, flatten_targets, minibatch
-from rlflow.samples import Tracker, write_samples
+from rlflow.samples import keep_samples
 from rlflow.settings import Config
 from rlflow.starts import Starts
 from rlflow.task import Evaluation
+from rlflow.tracker import Log
 
 CHECKPOINT = "last.ckpt"
 CHECKPOINT_VERSION = 1
@@ -42,7 +43,7 @@ class DivergedError(ArithmeticError):
 class Loop(L.LightningModule):
     """One run: a policy, an algorithm and a task, through the whole budget."""
 
-    def __init__(self, config: Config, tracker: Tracker, folder: Path) -> None:
+    def __init__(self, config: Config, tracker: Log, folder: Path) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config = config
@@ -95,7 +96,7 @@ class Loop(L.LightningModule):
         self.cost.policy_forwards = forwards
         if self.is_first_rank:
             self.tracker.log(_prefixed("eval", result.metrics) | self.cost.metrics(self.device), self.samples)
-            write_samples(result, self.folder, self.tracker, self.samples)
+            keep_samples(result, self.folder, self.tracker, self.samples)
         self._finite("eval", "the score", torch.tensor(result.metrics["score"]))
         self.trainer.save_checkpoint(self.folder / CHECKPOINT)
         return result

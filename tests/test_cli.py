@@ -128,10 +128,10 @@ def test_train_then_eval_sample_and_the_board(store: Store, tmp_path: Path) -> N
     assert "ppo on toy after 64 samples" in judged
     assert float(judged.split("score")[1].split()[0]) == pytest.approx(curve[-1].value, abs=1e-5)
 
-    code, output = run("sample", str(folder / "last.ckpt"), "--out", str(tmp_path / "out"))
-    assert (code, output.strip()) == (0, str(tmp_path / "out" / "samples" / "000000064" / "per_item.csv"))
+    code, output = run("sample", str(folder), "--out", str(tmp_path / "out"))
+    assert (code, output.strip()) == (0, str(tmp_path / "out" / "per_item.csv"))
     code, output = run("sample", "fpo", "toy", "--out", str(tmp_path / "out"))
-    assert (code, output.strip()) == (0, str(tmp_path / "out" / "samples" / "000000000" / "per_item.csv"))
+    assert (code, output.strip()) == (0, str(tmp_path / "out" / "per_item.csv"))
 
     code, output = run("leaderboard", "train@1", "--results", results, "--out", str(tmp_path / "board"))
     assert code == 0, output
@@ -155,7 +155,7 @@ def test_settings_of_the_suite_are_applied_and_shown(store: Store, monkeypatch: 
     assert kept == {"update.lr": "0.002", "trainer.budget": "96", "trainer.num_evaluations": "3"}
 
 
-@pytest.mark.parametrize("target", [["absent.ckpt"], ["readme.md"], ["broken.ckpt"], ["ppo", "toy", "extra"]])
+@pytest.mark.parametrize("target", [["absent.ckpt"], ["readme.md"], ["."], ["broken.ckpt"], ["ppo", "toy", "extra"]])
 def test_what_is_not_a_checkpoint_is_refused(
     target: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

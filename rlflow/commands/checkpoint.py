@@ -17,7 +17,7 @@ SUFFIX = ".ckpt"
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A last.ckpt of `rlflow train` or `rlflow matrix`.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A last.ckpt that rlflow wrote, or its folder.")],
     overrides: Overrides = None,
 ) -> None:
     """Evaluate CHECKPOINT, also under changed settings such as another sampler."""
@@ -35,12 +35,10 @@ def sample(
 ) -> None:
     """Write the sample files of one evaluation: an image grid, a rollout video, completions."""
     from rlflow.samples import write_samples
-    from rlflow.tracker import MemoryTracker
 
     out = _writable(out)
-    result, loop = _judge(target)
-    write_samples(result, out, MemoryTracker(), loop.samples)
-    for path in sorted((out / "samples" / f"{loop.samples:09d}").iterdir()):
+    result, _ = _judge(target)
+    for path in sorted(write_samples(result, out)):
         typer.echo(str(path))
 
 
@@ -57,7 +55,9 @@ def _judge(target: list[str]) -> tuple[Evaluation, Loop]:
         path = Path(words[0])
         checkpoint = _load(path)
         if checkpoint is None:
-            raise UsageError(f"expected a checkpoint *{SUFFIX} that rlflow wrote, found {path}")
+            raise UsageError(
+                f"expected a checkpoint *{SUFFIX} that rlflow wrote, or a folder that holds one, found {path}"
+            )
         kept = from_resolved(checkpoint["rlflow"]["config"])
         sections = {name: dict(values) for name, values in kept.resolved.items()}
         del sections["algorithm"]["name"]
@@ -82,7 +82,10 @@ def _load(path: Path) -> dict[str, Any] | None:
     from pickle import UnpicklingError
 
     from rlflow.run import load_checkpoint
+    from rlflow.trainer import CHECKPOINT
 
+    if path.is_dir():
+        path = path / CHECKPOINT
     if path.suffix != SUFFIX:
         return None
     try:
