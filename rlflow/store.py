@@ -27,6 +27,8 @@ DEFAULT_DATABASE = "mlflow.db"
 REACH_TIMEOUT_S = 5.0
 BUSY_TIMEOUT_S = 60
 MAX_PARAMS_PER_BATCH = 100
+# Without it the MLflow UI opens on an empty page for traces of language models.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 MAX_VALUE_LENGTH = 5000
 
 
@@ -99,7 +101,7 @@ def ensure_experiment(store: Store, suite: str) -> str:
         existing = store.client.get_experiment_by_name(suite)
         if existing is None:
             location = None if store.artifact_root is None else (store.artifact_root / suite).as_uri()
-            return str(store.client.create_experiment(suite, artifact_location=location))
+            return str(store.client.create_experiment(suite, artifact_location=location, tags=EXPERIMENT_TAGS))
     if existing.lifecycle_stage != "active":
         raise TrackingError(
             f"expected an active experiment {suite!r} in {store.uri}, found it deleted; "

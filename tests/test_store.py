@@ -32,6 +32,11 @@ def test_experiments_keep_artifacts_beside_the_database(store: Store, tmp_path: 
     assert location == f"file://{tmp_path}/results/mlartifacts/toy%401"
 
 
+def test_the_ui_opens_an_experiment_on_its_runs(store: Store) -> None:
+    experiment = store.client.get_experiment(ensure_experiment(store, "toy@1"))
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
 def test_a_deleted_experiment_is_named(store: Store) -> None:
     store.client.delete_experiment(ensure_experiment(store, "toy@1"))
     with pytest.raises(TrackingError, match=r"'toy@1'.*found it deleted; restore"):
