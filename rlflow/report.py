@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rlflow.board import Board
 from rlflow.figures import draw_all, to_png, to_svg
 from rlflow.report_html import html_page
+from rlflow.report_latex import latex
 from rlflow.report_text import board_csv, markdown, pairs_csv, seeds_csv
 from rlflow.store import Store
 from rlflow.tracking import publish_files
@@ -22,7 +25,7 @@ class ReportError(RuntimeError):
 
 
 def write_board(board: Board, folder: Path) -> list[Path]:
-    """Write leaderboard.md, .html and .csv, pairwise.csv, seeds.csv and figures/*.svg|png.
+    """Write leaderboard.md, .html, .tex and .csv, pairwise.csv, seeds.csv, figures/*.svg|png and MANIFEST.json.
 
     Every file is written beside its place and moved there, so that a reader never sees half of one.
 
@@ -38,7 +41,9 @@ def write_board(board: Board, folder: Path) -> list[Path]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return [_write(folder / name, content) for name, content in _contents(board)]
+        contents = dict(_contents(board))
+        contents["MANIFEST.json"] = _manifest(board, contents)
+        return [_write(folder / name, content) for name, content in contents.items()]
     except OSError as error:
         raise ReportError(
             f"expected a folder that can be written at {folder}, found: {error.strerror}; choose another"
@@ -66,12 +71,36 @@ def _contents(board: Board) -> Iterator[tuple[str, bytes]]:
     figures = draw_all(board)
     yield "leaderboard.md", markdown(board).encode()
     yield "leaderboard.html", html_page(board, figures).encode()
+    yield "leaderboard.tex", latex(board).encode()
     yield "leaderboard.csv", board_csv(board).encode()
     yield "pairwise.csv", pairs_csv(board).encode()
     yield "seeds.csv", seeds_csv(board).encode()
     for name, figure in figures.items():
         yield f"figures/{name}.svg", to_svg(figure).encode()
         yield f"figures/{name}.png", to_png(figure)
+
+
+def _manifest(board: Board, contents: Mapping[str, bytes]) -> bytes:
+    """What the board was made of (suite, digest, cells, runs) and the SHA-256 of each of its files."""
+    cells = [
+        {
+            "algorithm": cell.algorithm,
+            "column": column,
+            "cell_id": cell.cell_id,
+            "launched": list(cell.launched),
+            "runs": {seed.seed: seed.run_id for seed in cell.seeds},
+        }
+        for entrant in board.entrants
+        for column, cell in sorted(entrant.cells.items())
+    ]
+    manifest = {
+        "suite": board.suite,
+        "suite_digest": board.digest,
+        "provenance": list(board.provenance),
+        "cells": cells,
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+    }
+    return (json.dumps(manifest, indent=2) + "\n").encode()
 
 
 def _write(path: Path, content: bytes) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -19,6 +21,7 @@ from rlflow.figures import style_of
 from rlflow.leaderboard import read_board
 from rlflow.ranking import make_board
 from rlflow.report import NOTE_LENGTH, ReportError, note, publish_board, write_board
+from rlflow.report_latex import latex
 from rlflow.report_text import board_csv, duration_text, markdown, score_text, seeds_csv, terminal_table
 from rlflow.store import Store, ensure_experiment, search_runs
 from rlflow.tracking import start_seed
@@ -145,6 +148,8 @@ def test_files_are_byte_identical_when_written_again(written: Path, tmp_path: Pa
     assert set(again) == {
         "leaderboard.md",
         "leaderboard.html",
+        "leaderboard.tex",
+        "MANIFEST.json",
         "leaderboard.csv",
         "pairwise.csv",
         "seeds.csv",
@@ -263,3 +268,33 @@ def test_a_note_that_is_too_long_for_mlflow_is_cut_at_a_line() -> None:
     lines = note(board).splitlines()
     assert lines[-1] == "(cut; the whole board is in leaderboard.md of the board's run)"
     assert set(lines[:-2]) <= set(markdown(board).splitlines())
+
+
+def test_latex_has_one_cell_per_column_and_no_bare_special_characters() -> None:
+    cells = [
+        make_cell("flow_grpo", "a_b", [0.5, 0.7], note="50 % & more"),
+        make_cell("fpo", "a_b", [0.9], num_launched=2),
+    ]
+    text = latex(make_board("toy@1", "d1", cells))
+    body = text[text.index("\\toprule") : text.index("\\bottomrule")].splitlines()
+    rows = [line for line in body if line.endswith("\\\\")]
+    columns = re.search(r"tabular}{(\w+)}", text)
+    assert columns is not None
+    assert {len(re.split(r"(?<!\\)&", row)) for row in rows} == {len(columns[1])} == {7}
+    assert r"\texttt{flow\_grpo}" in rows[1]
+    assert r"6.000 $\pm$ 1.000\textsuperscript{1} (0.60)" in rows[1]
+    assert "(0.90) (1/2)" in rows[2]
+    assert r"50 \% \& more." in text
+    assert not re.search(r"(?<!\\)[_#]", "\n".join(rows))
+
+
+def test_manifest_names_every_run_and_the_digest_of_every_file(board: Board, written: Path) -> None:
+    manifest = json.loads((written / "MANIFEST.json").read_text())
+    files = {str(path.relative_to(written)) for path in written.rglob("*") if path.is_file()} - {"MANIFEST.json"}
+    assert manifest["sha256"].keys() == files
+    for name, digest in manifest["sha256"].items():
+        assert hashlib.sha256((written / name).read_bytes()).hexdigest() == digest, name
+    assert manifest["suite_digest"] == board.digest
+    assert sum(len(cell["runs"]) for cell in manifest["cells"]) == sum(
+        len(cell.seeds) for entrant in board.entrants for cell in entrant.cells.values()
+    )
