@@ -1,61 +1,30 @@
-"""The board's figures: M with limits, learning curves, seeds of a task; byte-identical when drawn again.
-
-An algorithm keeps its colour, marker and line style in every figure, whatever its rank; the palette is Okabe and
-Ito's, which colour-blind readers can tell apart, and no figure relies on colour alone.
-"""
+"""The board's figures: M with limits, learning curves, seeds of a task; byte-identical when drawn again."""
 
 from __future__ import annotations
 
 import io
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rlflow.board import Board, Cell
+from rlflow.figures_compare import draw_comparisons
+from rlflow.figures_style import INK, PAPER, STYLE, canvas, style_of
 from rlflow.report_text import unit_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#7F7F7F")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINES = ("-", "--", "-.", ":")
-INK = "#24292f"
-PAPER = "#ffffff"
-STYLE = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-}
-
-
-def style_of(board: Board, algorithm: str) -> dict[str, Any]:
-    """Colour, marker and line style of an algorithm, by its place among the sorted names of the board."""
-    index = sorted(entrant.algorithm for entrant in board.entrants).index(algorithm)
-    return {
-        "color": PALETTE[index % len(PALETTE)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": LINES[index % len(LINES)],
-    }
-
 
 def draw_all(board: Board) -> dict[str, Figure]:
-    """Every figure by its file stem: `headline`, and `curves_*` and `seeds_*` for each column with results."""
+    """Every figure by its file stem: over all tasks (`headline`, comparisons), `curves_*` and `seeds_*` by column."""
     from matplotlib import rc_context
 
     with rc_context(STYLE):
         figures = {"headline": draw_headline(board)} if board.ranked else {}
+        figures |= draw_comparisons(board)
         for column in board.columns:
             if any(seed.steps for cell in _cells(board, column).values() for seed in cell.seeds):
                 figures[f"curves_{slug(column)}"] = draw_curves(board, column)
@@ -66,7 +35,7 @@ def draw_all(board: Board) -> dict[str, Figure]:
 
 def draw_headline(board: Board) -> Figure:
     """M of the ranked entrants, best on top, with expanded (thin) and plain (thick) percentile limits."""
-    figure, axes = _canvas(6.4, 1.1 + 0.42 * len(board.ranked))
+    figure, axes = canvas(6.4, 1.1 + 0.42 * len(board.ranked))
     for row, entrant in enumerate(board.ranked):
         style = style_of(board, entrant.algorithm)
         if entrant.interval is not None:
@@ -82,7 +51,7 @@ def draw_headline(board: Board) -> Figure:
 
 def draw_curves(board: Board, column: str) -> Figure:
     """Raw evaluation score against samples: every seed thin, the mean over finished seeds thick."""
-    figure, axes = _canvas(6.4, 4.0)
+    figure, axes = canvas(6.4, 4.0)
     cells = _cells(board, column)
     for algorithm, cell in cells.items():
         style = style_of(board, algorithm)
@@ -106,7 +75,7 @@ def draw_curves(board: Board, column: str) -> Figure:
 def draw_seeds(board: Board, column: str) -> Figure:
     """Normalised final score of every seed as a dot, the mean as a bar; a diverged seed is a cross at 0."""
     cells = {name: cell for name, cell in _cells(board, column).items() if len(cell.raw)}
-    figure, axes = _canvas(6.4, 1.1 + 0.36 * len(cells))
+    figure, axes = canvas(6.4, 1.1 + 0.36 * len(cells))
     for row, (algorithm, cell) in enumerate(cells.items()):
         style = style_of(board, algorithm)
         for seed in cell.seeds:
@@ -157,13 +126,6 @@ def inline_svg(figure: Figure, title: str) -> str:
 def slug(column: str) -> str:
     """A column as part of a file name."""
     return re.sub(r"[^A-Za-z0-9]+", "-", column).strip("-")
-
-
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
 
 
 def _rows(axes: Axes, names: list[str]) -> None:

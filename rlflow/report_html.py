@@ -8,7 +8,8 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from rlflow.board import Board, Cell, Entrant
-from rlflow.figures import inline_svg, slug, style_of
+from rlflow.figures import inline_svg, slug
+from rlflow.figures_style import style_of
 from rlflow.report_page import SCRIPT, STYLE
 from rlflow.report_text import (
     ABSENT,
@@ -53,6 +54,7 @@ def html_page(board: Board, figures: Mapping[str, Figure]) -> str:
         f'<ol class="notes sub">{notes}</ol>' if notes else "",
         _headline(board, figures),
         _tasks(board, figures),
+        _comparisons(figures),
         _pairs(board),
         f"<h2>Method</h2><p>{escape(METHOD)}</p>",
         f'<p class="sub">{escape("; ".join(board.provenance))}</p>',
@@ -154,6 +156,20 @@ def _tasks(board: Board, figures: Mapping[str, Figure]) -> str:
         budget = f'<div class="sub">{escape(budget_text(board, column))} per run; thin lines are seeds</div>'
         blocks.append(f"<figure><h3>{escape(column)}</h3>{budget}{''.join(drawn) or 'no results yet'}</figure>")
     return f'<h2>Tasks</h2><div class="figures">{"".join(blocks)}</div>'
+
+
+def _comparisons(figures: Mapping[str, Figure]) -> str:
+    titles = {
+        "profile": "Performance profile: share of runs above a score",
+        "improvement": "Probability of improvement",
+        "cost": "Cost and score",
+    }
+    blocks = [
+        f"<figure><h3>{title}</h3>{inline_svg(figures[name], title)}</figure>"
+        for name, title in titles.items()
+        if name in figures
+    ]
+    return f'<h2>All tasks</h2><div class="figures">{"".join(blocks)}</div>' if blocks else ""
 
 
 def _pairs(board: Board) -> str:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from rlflow.board import Board
 from rlflow.cell import CellIdentity
-from rlflow.figures import style_of
+from rlflow.figures_style import style_of
 from rlflow.leaderboard import read_board
 from rlflow.ranking import make_board
 from rlflow.report import NOTE_LENGTH, ReportError, note, publish_board, write_board
@@ -156,7 +156,7 @@ def test_files_are_byte_identical_when_written_again(written: Path, tmp_path: Pa
         *(
             f"figures/{stem}.{suffix}"
             for stem in (
-                "headline",
+                *("headline", "profile", "improvement", "cost"),
                 *(
                     f"{kind}_{task}"
                     for kind in ("curves", "seeds")
@@ -191,7 +191,7 @@ class _Page(HTMLParser):
 
 def test_the_page_is_self_contained_and_sorts_by_exact_values(board: Board, written: Path) -> None:
     page = _Page((written / "leaderboard.html").read_text())
-    assert page.num_figures == 7
+    assert page.num_figures == 10
     assert page.references
     assert all(reference.startswith("#") for reference in page.references)
     rows = [row for row in page.rows if row]
