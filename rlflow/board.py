@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,6 +22,7 @@ class SeedResult:
         scores: Raw evaluation scores, `[P]`.
         final: Raw final score; None where the seed does not count (yet).  A diverged seed has the untrained score.
         normalised: Final score between the anchors; 0 for a diverged seed.
+        guards: Untrained and last value of each metric that guards the score.
         wall_s: Seconds of the run.
         run_id: MLflow run.
     """
@@ -32,6 +34,7 @@ class SeedResult:
     scores: tuple[float, ...] = ()
     final: float | None = None
     normalised: float | None = None
+    guards: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     wall_s: float = 0.0
     run_id: str = ""
 

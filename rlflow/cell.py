@@ -23,6 +23,7 @@ class CellIdentity:
         budget: Samples of the whole run.
         unit: What a sample is: rollouts or environment steps.
         division: `closed` or `open`.
+        guards: Evaluation metrics that the board shows beside the score and does not rank.
         note: Footnote of the board, e.g. where a bound is tight on this policy.
         plugin: Distribution that provides the algorithm.
         suite_digest: Digest of the suite file.
@@ -39,6 +40,7 @@ class CellIdentity:
     budget: int
     unit: str = "rollouts"
     division: str = "closed"
+    guards: tuple[str, ...] = ()
     note: str = ""
     plugin: str = ""
     suite_digest: str = ""
@@ -47,6 +49,7 @@ class CellIdentity:
         """The `rlflow.` tags that cell and seed runs share."""
         fields = dict(vars(self))
         fields.pop("suite")
+        fields["guards"] = ",".join(self.guards)
         return {f"rlflow.{name}": exact(value) for name, value in fields.items()}
 
 

@@ -59,6 +59,7 @@ def cell_identity(config: Config, *, suite: str, division: str = "closed", suite
         budget=config.trainer.budget,
         unit=task.unit,
         division=division,
+        guards=task.guards,
         plugin=find("algorithm", config.algorithm_name).package,
         suite_digest=suite_digest,
     )

@@ -245,9 +245,22 @@ def _seed(
         scores=tuple(curve.values()),
         final=final,
         normalised=normalised,
+        guards=_guards(store, run) if state == "finished" else {},
         wall_s=run.data.metrics.get("cost/wall_s", 0.0),
         run_id=run.info.run_id,
     )
+
+
+def _guards(store: Store, run: Run) -> dict[str, tuple[float, float]]:
+    """First and last value of each guard that the task has declared."""
+    guards = {}
+    for name in filter(None, run.data.tags.get("rlflow.guards", "").split(",")):
+        points = sorted(
+            history(store, run.info.run_id, f"eval/{name}"), key=lambda point: (point.step, point.timestamp)
+        )
+        if points:
+            guards[name] = (points[0].value, points[-1].value)
+    return guards
 
 
 def _provenance(runs: list[Run]) -> tuple[str, ...]:

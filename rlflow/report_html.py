@@ -13,12 +13,15 @@ from rlflow.figures_style import style_of
 from rlflow.report_page import SCRIPT, STYLE
 from rlflow.report_text import (
     ABSENT,
+    GUARD_NAMES,
+    GUARDS,
     METHOD,
     PAIR_NAMES,
     budget_text,
     count_text,
     duration_text,
     footnote_number,
+    guard_rows,
     headline_text,
     mean_text,
     normalised_text,
@@ -55,6 +58,7 @@ def html_page(board: Board, figures: Mapping[str, Figure]) -> str:
         _headline(board, figures),
         _tasks(board, figures),
         _comparisons(figures),
+        _guards(board),
         _pairs(board),
         f"<h2>Method</h2><p>{escape(METHOD)}</p>",
         f'<p class="sub">{escape("; ".join(board.provenance))}</p>',
@@ -170,6 +174,14 @@ def _comparisons(figures: Mapping[str, Figure]) -> str:
         if name in figures
     ]
     return f'<h2>All tasks</h2><div class="figures">{"".join(blocks)}</div>' if blocks else ""
+
+
+def _guards(board: Board) -> str:
+    rows = guard_rows(board)
+    if not rows:
+        return ""
+    table = f'<div class="scroll"><table>{_plain_rows(GUARD_NAMES, rows)}</table></div>'
+    return f'<h2>Guards</h2><p class="sub">{GUARDS}</p>{table}'
 
 
 def _pairs(board: Board) -> str:

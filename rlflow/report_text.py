@@ -7,6 +7,8 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rlflow import stats
 from rlflow.board import Board, Cell, Entrant
 
@@ -22,7 +24,11 @@ METHOD = (
     "one tier are not shown to differ from its leader (exact stratified permutation test on M, Holm over all pairs, "
     "5 %). Wall is training time without evaluation, all seeds together."
 )
+GUARDS = (
+    "Held-out metrics that are no part of the reward and are not ranked: a score that rises while they fall is hacked."
+)
 ABSENT = "-"
+GUARD_NAMES = ("algorithm", "task", "guard", "untrained", "last")
 PAIR_NAMES = ("better", "worse", "difference of M", "P(better run wins)", "p", "p (Holm)")
 ENTRANT_FIELDS = ("rank", "tier", "algorithm", "M", "M_low", "M_high", "M_plain_low", "M_plain_high", "iqm")
 RANK_FIELDS = ("optimality_gap", "mean_rank", "p_first")
@@ -144,10 +150,26 @@ def markdown(board: Board) -> str:
     budgets = [[column, budget_text(board, column)] for column in board.columns]
     parts = [f"# Leaderboard {board.suite}", _markdown_table(names, rows), *_remarks(board)]
     parts += ["## Budgets", _markdown_table(["task", "samples of a run"], budgets)]
+    if guards := guard_rows(board):
+        parts += ["## Guards", GUARDS, _markdown_table(GUARD_NAMES, guards)]
     if board.pairs:
         parts += ["## Pairs", _markdown_table(PAIR_NAMES, pair_rows(board))]
     parts += ["## Method", METHOD]
     return "\n\n".join(parts) + "\n"
+
+
+def guard_rows(board: Board) -> list[list[str]]:
+    """Guards of every cell as text: mean over its seeds before training, and at the last evaluation with its error."""
+    rows = []
+    for entrant in board.entrants:
+        for column, cell in sorted(entrant.cells.items()):
+            for name in dict.fromkeys(name for seed in cell.seeds for name in seed.guards):
+                pairs = np.array([seed.guards[name] for seed in cell.seeds if name in seed.guards])
+                first, last = pairs.mean(axis=0)
+                error = stats.standard_error(pairs[:, 1])
+                shown = score_text(last) + ("" if error is None else f" ± {score_text(error, last)}")
+                rows.append([entrant.algorithm, column, name, score_text(first), shown])
+    return rows
 
 
 def pair_rows(board: Board) -> list[list[str]]:

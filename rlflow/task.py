@@ -57,6 +57,11 @@ class Task(ABC):
     """A task family member with its sizes; resources (environments, models) open on first use.
 
     Attributes:
+        version: Of the data, the base and the evaluation set; scores of different versions do not compare.
+        unit: What a sample is: `rollouts` or `env_steps`.
+        guards: Metrics of `evaluate` that are no part of the reward and in which reward hacking would show; the board
+            shows them beside the score and does not rank them.
+        policies: Policy kind by the task's own name for it.
         name: Registered name, e.g. `image/shapes`.
         groups_per_rollout: Groups (shared starts) per iteration over all ranks. Too few: noisy updates; too many:
             few updates for the same budget of samples.
@@ -65,6 +70,7 @@ class Task(ABC):
 
     version: ClassVar[str]
     unit: ClassVar[str] = "rollouts"
+    guards: ClassVar[tuple[str, ...]] = ()
     policies: ClassVar[dict[str, str]]
     name_field: ClassVar[str | None] = None
 

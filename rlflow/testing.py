@@ -173,6 +173,8 @@ def check_evaluation_is_frozen(task: Task) -> None:
     with torch.no_grad():
         first, second = (task.evaluate(policy, Noise(generator=generator(seed, "eval"))) for seed in (1, 2))
     _demand("score" in first.metrics, f"evaluate() gives {sorted(first.metrics)}, no 'score'")
+    unknown = [name for name in task.guards if name not in first.metrics]
+    _demand(not unknown, f"guards {unknown} are not among the metrics of evaluate(): {sorted(first.metrics)}")
     _demand(first.metrics["score"] == second.metrics["score"], "two evaluations of one policy differ")
 
 

@@ -51,6 +51,15 @@ def test_the_board_is_read_from_the_curves(store: Store, identity: Make) -> None
     assert board == read_board(store, "toy@1")
 
 
+def test_guards_are_read_before_training_and_at_the_end(store: Store, identity: Make) -> None:
+    tracker = start_seed(store, identity(guards=("quality", "absent")), seed=0, config=CONFIG)
+    for step, quality in ((0, 0.8), (200, 0.9), (400, 0.6)):
+        tracker.log({"eval/score": 1.0, "eval/quality": quality, "eval/other": 1.0}, step)
+    tracker.finish("finished")
+    (entrant,) = read_board(store, "toy@1").entrants
+    assert entrant.cells["toy/walk"].seeds[0].guards == {"quality": (0.8, 0.6)}
+
+
 def test_every_launched_seed_is_counted(store: Store, identity: Make) -> None:
     plan = SuitePlan(digest="d1", algorithms=("ppo", "fpo"), tasks=("toy/walk",), seeds=(0, 1, 2))
     ensure_board(store, "toy@1", plan)

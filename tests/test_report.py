@@ -8,6 +8,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,6 @@ from rlflow.figures_style import style_of
 from rlflow.leaderboard import read_board
 from rlflow.ranking import make_board
 from rlflow.report import NOTE_LENGTH, ReportError, note, publish_board, write_board
-from rlflow.report_latex import latex
 from rlflow.report_text import board_csv, duration_text, markdown, score_text, seeds_csv, terminal_table
 from rlflow.store import Store, ensure_experiment, search_runs
 from rlflow.tracking import start_seed
@@ -270,22 +270,17 @@ def test_a_note_that_is_too_long_for_mlflow_is_cut_at_a_line() -> None:
     assert set(lines[:-2]) <= set(markdown(board).splitlines())
 
 
-def test_latex_has_one_cell_per_column_and_no_bare_special_characters() -> None:
-    cells = [
-        make_cell("flow_grpo", "a_b", [0.5, 0.7], note="50 % & more"),
-        make_cell("fpo", "a_b", [0.9], num_launched=2),
-    ]
-    text = latex(make_board("toy@1", "d1", cells))
-    body = text[text.index("\\toprule") : text.index("\\bottomrule")].splitlines()
-    rows = [line for line in body if line.endswith("\\\\")]
-    columns = re.search(r"tabular}{(\w+)}", text)
-    assert columns is not None
-    assert {len(re.split(r"(?<!\\)&", row)) for row in rows} == {len(columns[1])} == {7}
-    assert r"\texttt{flow\_grpo}" in rows[1]
-    assert r"6.000 $\pm$ 1.000\textsuperscript{1} (0.60)" in rows[1]
-    assert "(0.90) (1/2)" in rows[2]
-    assert r"50 \% \& more." in text
-    assert not re.search(r"(?<!\\)[_#]", "\n".join(rows))
+def test_guards_stand_in_a_table_of_their_own(tmp_path: Path) -> None:
+    plain = make_cell("ppo", "a", [0.5, 0.7])
+    seeds = tuple(
+        replace(seed, guards={"quality": (0.8, last)}) for seed, last in zip(plain.seeds, (0.5, 0.7), strict=True)
+    )
+    board = make_board("toy@1", "d1", [replace(plain, seeds=seeds)])
+    # mean .6, se sqrt((.1^2 + .1^2) / 1 / 2) = .1
+    assert "| ppo | a | quality | 0.800 | 0.600 ± 0.100 |" in markdown(board)
+    write_board(board, tmp_path)
+    assert "<td>0.600 ± 0.100</td>" in (tmp_path / "leaderboard.html").read_text()
+    assert "Guards" not in markdown(make_board("toy@1", "d1", [plain]))
 
 
 def test_manifest_names_every_run_and_the_digest_of_every_file(board: Board, written: Path) -> None:

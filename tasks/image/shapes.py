@@ -84,6 +84,7 @@ class Shapes(Task):
     """
 
     version: ClassVar[str] = "2"
+    guards: ClassVar[tuple[str, ...]] = ("quality", "layout_diversity")
     policies: ClassVar[dict[str, str]] = {"flow": "flow"}
 
     name: str = "image/shapes"

@@ -43,6 +43,7 @@ class Countdown(Task):
     """
 
     version: ClassVar[str] = "1"
+    guards: ClassVar[tuple[str, ...]] = ("distinct_canonical", "failure_unfinished")
     policies: ClassVar[dict[str, str]] = {"causal_lm": "causal_lm"}
 
     name: str = "reasoning/countdown"
