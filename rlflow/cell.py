@@ -45,6 +45,10 @@ class CellIdentity:
     plugin: str = ""
     suite_digest: str = ""
 
+    def __post_init__(self) -> None:
+        """Take a list for `guards` as well: JSON, by which a plan reaches its process, has no tuples."""
+        object.__setattr__(self, "guards", tuple(self.guards))
+
     def tags(self) -> dict[str, str]:
         """The `rlflow.` tags that cell and seed runs share."""
         fields = dict(vars(self))
