@@ -101,7 +101,8 @@ def test_a_silent_part_adds_nothing_and_keeps_the_sizes():
 
 
 def test_a_block_without_recorded_likelihoods_says_what_to_require():
-    assert independent().behaviour_log_prob is not None
+    whole = independent()
+    assert whole.behaviour_log_prob is whole.old_log_prob
     with pytest.raises(ValueError, match="name 'log_prob' in requires"):
         _ = independent(old_log_prob=None).behaviour_log_prob
 
