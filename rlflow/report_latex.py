@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlflow.board import Board, Cell, Entrant
-from rlflow.report_text import ABSENT, count_text, footnote_number, headline_text, mean_text, normalised_text
+from rlflow.report_text import ABSENT, count_text, footnote_number, headline_text, mean_text, normalised_text, or_absent
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -43,13 +43,13 @@ def escaped(text: str) -> str:
 
 def _row(board: Board, entrant: Entrant) -> list[str]:
     return [
-        _or_absent(entrant.rank),
+        or_absent(entrant.rank),
         rf"\texttt{{{escaped(entrant.algorithm)}}}",
         escaped(headline_text(entrant)),
         *(_cell(board, entrant.cells.get(column)) for column in board.columns),
-        _or_absent(entrant.interquartile_mean, ".3f"),
-        _or_absent(entrant.first_probability, ".2f"),
-        _or_absent(entrant.tier),
+        or_absent(entrant.interquartile_mean, ".3f"),
+        or_absent(entrant.first_probability, ".2f"),
+        or_absent(entrant.tier),
     ]
 
 
@@ -65,7 +65,3 @@ def _cell(board: Board, cell: Cell | None) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return " & ".join(cells) + r" \\"
-
-
-def _or_absent(value: float | None, form: str = "") -> str:
-    return ABSENT if value is None else format(value, form)

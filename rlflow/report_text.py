@@ -125,8 +125,8 @@ def terminal_table(board: Board) -> Table:
     table.add_column(Text("tier\nwall"), no_wrap=True, justify="right")
     for entrant in board.entrants:
         cells = [_terminal_cell(board, entrant.cells.get(column)) for column in board.columns]
-        before = [_or_absent(entrant.rank), entrant.algorithm, headline_text(entrant).replace(" [", "\n[")]
-        after = [f"{_or_absent(entrant.tier)}\n{duration_text(entrant.wall_s)}"]
+        before = [or_absent(entrant.rank), entrant.algorithm, headline_text(entrant).replace(" [", "\n[")]
+        after = [f"{or_absent(entrant.tier)}\n{duration_text(entrant.wall_s)}"]
         table.add_row(*map(Text, [*before, *cells, *after]))
     return table
 
@@ -136,13 +136,13 @@ def markdown(board: Board) -> str:
     names = ["#", "algorithm", "M [95 %]", *board.columns, "IQM", "P(first)", "tier", "wall"]
     rows = [
         [
-            _or_absent(entrant.rank),
+            or_absent(entrant.rank),
             entrant.algorithm,
             headline_text(entrant),
             *(_markdown_cell(board, entrant.cells.get(column)) for column in board.columns),
-            _or_absent(entrant.interquartile_mean, ".3f"),
-            _or_absent(entrant.first_probability, ".2f"),
-            _or_absent(entrant.tier),
+            or_absent(entrant.interquartile_mean, ".3f"),
+            or_absent(entrant.first_probability, ".2f"),
+            or_absent(entrant.tier),
             duration_text(entrant.wall_s),
         ]
         for entrant in board.entrants
@@ -268,5 +268,6 @@ def _csv(names: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
     return text.getvalue()
 
 
-def _or_absent(value: float | None, form: str = "") -> str:
+def or_absent(value: float | None, form: str = "") -> str:
+    """A number in a format, or the sign of absence."""
     return ABSENT if value is None else format(value, form)

@@ -15,9 +15,8 @@ def test_latex_has_one_cell_per_column_and_no_bare_special_characters() -> None:
     text = latex(make_board("toy@1", "d1", cells))
     body = text[text.index("\\toprule") : text.index("\\bottomrule")].splitlines()
     rows = [line for line in body if line.endswith("\\\\")]
-    columns = re.search(r"tabular}{(\w+)}", text)
-    assert columns is not None
-    assert {len(re.split(r"(?<!\\)&", row)) for row in rows} == {len(columns[1])} == {7}
+    (columns,) = re.findall(r"tabular}{(\w+)}", text)
+    assert {len(re.split(r"(?<!\\)&", row)) for row in rows} == {len(columns)} == {7}
     assert r"\texttt{flow\_grpo}" in rows[1]
     assert r"6.000 $\pm$ 1.000\textsuperscript{1} (0.60)" in rows[1]
     assert "(0.90) (1/2)" in rows[2]
