@@ -13,7 +13,7 @@ from rlflow.config import resolve
 from rlflow.policy import Policy
 from rlflow.rollout import Minibatch, Rollout
 from rlflow.run import build_trainer
-from rlflow.trainer import Loop
+from rlflow.trainer import CHECKPOINT, Loop
 
 Answer = Tensor | Callable[[Rollout], Tensor]
 
@@ -127,3 +127,8 @@ def fit(loop: Loop) -> Loop:
 def weights(loop: Loop) -> dict[str, Tensor]:
     """Copies of all weights of a loop."""
     return {name: value.detach().clone() for name, value in loop.state_dict().items()}
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The checkpoint of a run's folder."""
+    return torch.load(folder / CHECKPOINT, weights_only=True)

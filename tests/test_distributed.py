@@ -1,8 +1,20 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 
 from rlflow.distributed import all_max, all_sum, masked_moments, rank, world_size
+from tests.fakes import fit, load, toy_loop, weights
 
 EXACT = 1e-6
+RANKS = 1e-5
+"""Two ranks add the same float32 numbers in another order; Adam's normalised step keeps a part of that."""
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_alone_the_collectives_are_identities():
@@ -27,3 +39,61 @@ def test_masked_moments_survive_a_large_offset():
 def test_masked_moments_of_nothing_are_zero():
     mean, std = masked_moments(torch.ones(2), torch.zeros(2, dtype=torch.bool))
     assert (float(mean), float(std)) == (0.0, 0.0)
+
+
+TWO_RANK_RUNS = [
+    # The rows of a minibatch fall unevenly on the ranks, so that one of them has more micro-batches.
+    "ppo task.kind=gaussian update.micro_batch=2",
+    "flowrl task.kind=causal_lm task.horizon=3 update.ema=0.9",
+]
+SHARED = ["update.lr=0.001", "trainer.budget=24", "trainer.num_evaluations=2"]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """Checkpoints of the runs on two gloo processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    runs = [" ".join([run, *SHARED, "trainer.strategy=ddp", "trainer.devices=2"]) for run in TWO_RANK_RUNS]
+    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "tests.ddp_run", str(folder), *runs]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [
+        (load(folder / str(number)), json.loads((folder / str(number) / "logged.json").read_text()))
+        for number in range(len(runs))
+    ]
+
+
+@pytest.mark.parametrize("number", range(len(TWO_RANK_RUNS)))
+def test_two_processes_train_as_one_on_the_same_global_batch(number, two_ranks, tmp_path):
+    algorithm, *overrides = TWO_RANK_RUNS[number].split()
+    alone = toy_loop(algorithm, tmp_path, *overrides, *SHARED)
+    before = weights(alone)
+    fit(alone)
+    one, (two, logged) = load(tmp_path), two_ranks[number]
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    for name, value in one["state_dict"].items():
+        assert torch.allclose(two["state_dict"][name], value, atol=RANKS, rtol=0), name
+    for found, expected in zip(two["rlflow"]["averaged"], one["rlflow"]["averaged"], strict=True):
+        assert torch.allclose(found, expected, atol=RANKS, rtol=0)
+    # The weights moved a hundred times further than the tolerance.
+    assert max(float((v - before[k]).abs().max()) for k, v in one["state_dict"].items()) > 100 * RANKS
+    assert two["rlflow"]["samples"] == one["rlflow"]["samples"] == 24
+    for name, state in one["rlflow"]["streams"].items():
+        assert torch.equal(two["rlflow"]["streams"][name], state), name
+    assert_logged_alike(logged, alone.tracker.calls)
+
+
+def assert_logged_alike(found, expected):
+    """Both ranks' rewards, targets and costs are in what the first rank logs."""
+    alike = ("reward/", "rollout/", "advantage/", "eval/", "cost/tokens", "cost/env_steps")
+    assert [step for step, _ in found] == [step for step, _ in expected]
+    compared = set()
+    for (step, two), (_, one) in zip(found, expected, strict=True):
+        for name in (n for n in one if n.startswith(alike)):
+            assert two[name] == pytest.approx(one[name], abs=1e-4), f"{name} at {step}"
+            compared.add(name.split("/")[0])
+        # A rank without rows of its own in a micro-batch pays for a silent one.
+        assert two["cost/policy_forwards"] == pytest.approx(one["cost/policy_forwards"], rel=0.1)
+    assert compared >= {"reward", "eval", "cost"}
