@@ -30,6 +30,10 @@ MAX_PARAMS_PER_BATCH = 100
 # Without it the MLflow UI opens on an empty page for traces of language models.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 MAX_VALUE_LENGTH = 5000
+# MLflow's client would wait for minutes in the middle of an iteration; rlflow.journal tries again later.
+CLIENT_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+# Answers of a server or database that is busy, full or going down; others say that the request itself is wrong.
+PASSING_ERRORS = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 
 
 class TrackingError(RuntimeError):
@@ -51,6 +55,11 @@ class Store:
     client: MlflowClient = field(repr=False)
     lock_path: Path
     artifact_root: Path | None
+
+    @property
+    def journal_folder(self) -> Path:
+        """Where writes are kept while the store is away."""
+        return self.lock_path.parent / "journals"
 
 
 def default_uri(results: Path) -> str:
@@ -76,6 +85,8 @@ def open_store(uri: str | None = None, *, results: Path = Path("results"), creat
     if scheme == "sqlite":
         return _open_sqlite(uri, create)
     if scheme in ("http", "https"):
+        for name, value in CLIENT_LIMITS.items():
+            os.environ.setdefault(name, value)
         _check_server(uri)
     elif scheme in ("", "file"):
         raise TrackingError(
@@ -85,6 +96,27 @@ def open_store(uri: str | None = None, *, results: Path = Path("results"), creat
     _make_folder(results)
     lock_path = results.resolve() / ".tracking-lock"
     return Store(uri=uri, client=_connect(uri), lock_path=lock_path, artifact_root=None)
+
+
+def answers(store: Store) -> bool:
+    """Whether the store can be reached now; asks a server once, and does not ask a database."""
+    if urlsplit(store.uri).scheme not in ("http", "https"):
+        return True
+    try:
+        _check_server(store.uri)
+    except TrackingError:
+        return False
+    return True
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed later: no connection, a server error, a locked or full database."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError
+
+    if isinstance(error, MlflowException):
+        return error.error_code in PASSING_ERRORS
+    return isinstance(error, OperationalError | OSError)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -41,15 +41,6 @@ class Log(Protocol):
 
 class Tracker(Log, Protocol):
     """Records one training seed; `finish` is called exactly once and ends it."""
-
-    def text(self, content: str, file: str) -> None:
-        """Keep `content` as the artifact `file`, e.g. `eval/per_item.csv`."""
-
-    def table(self, columns: Mapping[str, Sequence[object]], file: str) -> None:
-        """Keep equally long `columns` as the table `file` (.json), e.g. `samples/completions_01000.json`."""
-
-    def heartbeat(self) -> None:
-        """Say that this process is alive; also done in the background while the tracker is open."""
 
     def flush(self) -> None:
         """Send what is buffered; call it before a checkpoint is written."""
@@ -92,8 +83,6 @@ class MemoryTracker:
     Attributes:
         points: `(step, value)` per metric.
         artifacts: `folder/name` of every artifact, in order.
-        texts: Content by artifact file.
-        tables: Columns by artifact file.
         outcome: None until `finish`.
         detail: As given to `finish`.
     """
@@ -102,8 +91,6 @@ class MemoryTracker:
         """Artifacts are copied under `folder`, or only named where it is None."""
         self.points: dict[str, list[tuple[int, float]]] = {}
         self.artifacts: list[str] = []
-        self.texts: dict[str, str] = {}
-        self.tables: dict[str, dict[str, list[object]]] = {}
         self.outcome: Outcome | None = None
         self.detail = ""
         self._folder = folder
@@ -124,17 +111,6 @@ class MemoryTracker:
             target.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
 
-    def text(self, content: str, file: str) -> None:
-        """Keep in `texts`."""
-        self.texts[file] = content
-
-    def table(self, columns: Mapping[str, Sequence[object]], file: str) -> None:
-        """Keep in `tables`."""
-        self.tables[file] = checked_columns(columns, file)
-
-    def heartbeat(self) -> None:
-        """Nobody listens."""
-
     def flush(self) -> None:
         """Nothing is buffered."""
 
@@ -142,14 +118,6 @@ class MemoryTracker:
         """Keep the first outcome."""
         if self.outcome is None:
             self.outcome, self.detail = checked_outcome(outcome), detail
-
-
-def checked_columns(columns: Mapping[str, Sequence[object]], file: str) -> dict[str, list[object]]:
-    """The columns as lists; raises ValueError where their lengths differ."""
-    lengths = {name: len(column) for name, column in columns.items()}
-    if len(set(lengths.values())) != 1:
-        raise ValueError(f"expected columns of one length in {file!r}, found {lengths}")
-    return {name: list(column) for name, column in columns.items()}
 
 
 def checked_outcome(outcome: str) -> Outcome:

@@ -18,6 +18,7 @@ import numpy as np
 
 from rlflow import provenance
 from rlflow.cell import CellIdentity, SuitePlan
+from rlflow.journal import Journal, Write, batches
 from rlflow.stats import final_score, normalised_score, standard_error
 from rlflow.store import (
     MAX_VALUE_LENGTH,
@@ -32,16 +33,16 @@ from rlflow.store import (
     search_runs,
     set_tags,
 )
-from rlflow.tracker import SCORE_METRIC, Outcome, StepGuard, checked_columns, checked_outcome
+from rlflow.tracker import SCORE_METRIC, Outcome, StepGuard, checked_outcome
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Run
 
 HEARTBEAT_S = 20.0
 STALE_AFTER_S = 120.0
 FLUSH_AFTER_S = 2.0
 FLUSH_AT_METRICS = 200
-MAX_METRICS_PER_BATCH = 1000
+PATIENCE_S = 60.0
 TERMINAL_STATUS = {"finished": "FINISHED", "diverged": "FAILED", "interrupted": "KILLED", "failed": "FAILED"}
 
 _log = logging.getLogger(__name__)
@@ -156,11 +157,13 @@ class SeedTracker:
         """Use `start_seed`."""
         self.run_id, self.cell_run_id, self.attempt = run_id, cell_run_id, attempt
         self._store, self._identity = store, identity
+        self._journal = Journal(store, run_id)
+        self._journal.deliver(PATIENCE_S)
         recorded = store.client.get_run(run_id).data.metrics
         earlier = {name: max(point.step for point in history(store, run_id, name)) for name in recorded}
         self.last_step = max(earlier.values(), default=-1)
         self._guard = StepGuard(earlier)
-        self._buffer: list[Metric] = []
+        self._buffer: list[tuple[str, float, int, int]] = []
         self._flushed_s = time.monotonic()
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -168,47 +171,36 @@ class SeedTracker:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record at `step` samples; sent in batches."""
-        from mlflow.entities import Metric
-
         if self._ended.is_set():
             raise TrackingError(f"expected an open run, found {self.run_id} already finished; log before finish()")
         now_ms = int(time.time() * 1000)
         accepted = self._guard.accept(metrics, step)
-        self._buffer += [Metric(name, value, now_ms, step) for name, value in accepted.items()]
+        self._buffer += [(name, value, now_ms, step) for name, value in accepted.items()]
         if len(self._buffer) >= FLUSH_AT_METRICS or time.monotonic() - self._flushed_s > FLUSH_AFTER_S:
             self.flush()
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Upload a file."""
-        self._store.client.log_artifact(self.run_id, str(path), folder or None)
-
-    def text(self, content: str, file: str) -> None:
-        """Upload `content` as `file`."""
-        self._store.client.log_text(self.run_id, content, file)
-
-    def table(self, columns: Mapping[str, Sequence[object]], file: str) -> None:
-        """Upload a table in the form that the MLflow page shows."""
-        self._store.client.log_table(self.run_id, checked_columns(columns, file), file)
-
-    def heartbeat(self) -> None:
-        """Refresh the `rlflow.heartbeat` tag."""
-        self._store.client.set_tag(self.run_id, "rlflow.heartbeat", f"{time.time():.0f}")
+        """Upload a file; it must stay where it is while the store is away."""
+        if not path.is_file():
+            raise FileNotFoundError(f"expected an artifact at {path}, found none")
+        self._journal.send(Write(file=str(path.resolve()), folder=folder))
 
     def flush(self) -> None:
-        """Send the buffer."""
-        for start in range(0, len(self._buffer), MAX_METRICS_PER_BATCH):
-            self._store.client.log_batch(self.run_id, metrics=self._buffer[start : start + MAX_METRICS_PER_BATCH])
+        """Send the buffer, or keep it on this machine's disk while the store is away."""
+        for write in batches(self._buffer):
+            self._journal.send(write)
         self._buffer.clear()
         self._flushed_s = time.monotonic()
 
     def finish(self, outcome: Outcome, detail: str = "") -> None:
-        """End the run and rewrite the summary of its cell."""
+        """End the run and rewrite the summary of its cell; raises TrackingError where the store stays away."""
         checked_outcome(outcome)
         with self._lock:
             if self._ended.is_set():
                 return
             self._ended.set()
         self.flush()
+        self._journal.deliver(PATIENCE_S)
         if outcome == "finished":
             self._log_final()
         set_tags(self._store, self.run_id, {"rlflow.outcome": outcome, "rlflow.detail": detail[:MAX_VALUE_LENGTH]})
@@ -228,7 +220,7 @@ class SeedTracker:
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
             try:
-                self.heartbeat()
+                self._store.client.set_tag(self.run_id, "rlflow.heartbeat", f"{time.time():.0f}")
             except Exception as error:
                 _log.warning("heartbeat of run %s failed: %s", self.run_id, error)
 

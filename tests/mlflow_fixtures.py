@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 
 from rlflow.cell import CellIdentity
 from rlflow.store import Store, open_store
+from tests.servers import Server
 
 CONFIG = {
     "algorithm": {"name": "ppo", "clip": 0.2},
@@ -39,6 +40,18 @@ def store(migrated_database: Path, tmp_path: Path) -> Store:
     results.mkdir()
     shutil.copy(migrated_database, results / "mlflow.db")
     return open_store(results=results)
+
+
+@pytest.fixture
+def server(migrated_database: Path, tmp_path: Path) -> Iterator[Server]:
+    """A running server of this test alone."""
+    database = tmp_path / "server" / "mlflow.db"
+    database.parent.mkdir()
+    shutil.copy(migrated_database, database)
+    server = Server(database)
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture

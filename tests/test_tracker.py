@@ -42,22 +42,16 @@ def test_memory_tracker_keeps_files_and_the_first_outcome(tmp_path: Path) -> Non
     (tmp_path / "grid.png").write_bytes(b"png")
     tracker = MemoryTracker(tmp_path / "kept")
     tracker.artifact(tmp_path / "grid.png", "samples")
-    tracker.text("item,score\n", "eval/per_item.csv")
-    tracker.table({"prompt": ["4371:14>"], "reward": [1.0]}, "samples/completions.json")
     tracker.finish("diverged", "loss at 320")
     tracker.finish("finished")
     assert tracker.artifacts == ["samples/grid.png"]
     assert (tmp_path / "kept/samples/grid.png").read_bytes() == b"png"
-    assert tracker.texts == {"eval/per_item.csv": "item,score\n"}
-    assert tracker.tables == {"samples/completions.json": {"prompt": ["4371:14>"], "reward": [1.0]}}
     assert (tracker.outcome, tracker.detail) == ("diverged", "loss at 320")
 
 
-def test_memory_tracker_refuses_a_missing_file_ragged_columns_and_unknown_outcomes(tmp_path: Path) -> None:
+def test_memory_tracker_refuses_a_missing_file_and_unknown_outcomes(tmp_path: Path) -> None:
     tracker = MemoryTracker()
     with pytest.raises(FileNotFoundError, match=r"none\.png"):
         tracker.artifact(tmp_path / "none.png")
-    with pytest.raises(ValueError, match="columns of one length"):
-        tracker.table({"a": [1], "b": []}, "t.json")
     with pytest.raises(ValueError, match="expected an outcome of"):
         tracker.finish("done")  # type: ignore[arg-type]

@@ -87,17 +87,14 @@ def test_metrics_are_at_samples_and_nothing_infinite_is_stored(store: Store, ide
     tracker.finish("interrupted")
 
 
-def test_artifacts_and_tables_land_in_the_run(store: Store, identity: Make, tmp_path: Path) -> None:
+def test_artifacts_land_in_the_run(store: Store, identity: Make, tmp_path: Path) -> None:
     tracker = start_seed(store, identity(), seed=0, config=CONFIG)
     (tmp_path / "grid.png").write_bytes(b"png")
     tracker.artifact(tmp_path / "grid.png", "samples")
-    tracker.text("item,score\n", "eval/per_item.csv")
-    tracker.table({"prompt": ["4371:14>"], "reward": [1.0]}, "samples/completions.json")
+    with pytest.raises(FileNotFoundError, match=r"none\.png"):
+        tracker.artifact(tmp_path / "none.png")
     tracker.finish("interrupted")
-    paths = {
-        file.path for folder in ("samples", "eval") for file in store.client.list_artifacts(tracker.run_id, folder)
-    }
-    assert paths == {"samples/grid.png", "samples/completions.json", "eval/per_item.csv"}
+    assert [file.path for file in store.client.list_artifacts(tracker.run_id, "samples")] == ["samples/grid.png"]
 
 
 @pytest.mark.parametrize(
