@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from rlflow import suites
 from rlflow.config import resolve
-from rlflow.registry import UnknownNameError
+from rlflow.registry import UnknownNameError, entries
 from rlflow.suite import SuiteError, load_suite, nested, parse_suite
 
 VALID: dict[str, Any] = {
@@ -114,11 +116,21 @@ def test_a_path_is_loaded_like_a_registered_name(tmp_path: Path) -> None:
     assert load_suite(str(path)).algorithms == ("ppo", "fpo")
 
 
-@pytest.mark.parametrize("budget", ["smoke", "quick", "full"])
-def test_every_pair_of_the_core_suite_resolves(budget: str) -> None:
-    suite = load_suite("core")
-    assert (len(suite.algorithms), len(suite.tasks)) == (5, 3)
-    for task in suite.tasks:
+SHIPPED = sorted(name for name, entry in entries("suite").items() if entry.target == "rlflow.suites")
+
+
+def test_the_shipped_suites_are_registered() -> None:
+    files = {path.stem for path in Path(suites.__file__).parent.glob("*.yaml")}
+    assert set(SHIPPED) == files == {"core", "control-gym", "image", "reasoning", "smoke"}
+    core = load_suite("core")
+    assert (len(core.algorithms), len(core.tasks)) == (5, 3)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_pair_of_a_shipped_suite_resolves_under_equal_conditions(name: str) -> None:
+    suite = load_suite(name)
+    assert suite.name == name
+    for budget, task in product(suite.budgets, suite.tasks):
         grids = set()
         for algorithm in suite.algorithms:
             config = resolve(algorithm, task, layers=suite.layers(algorithm, task, budget))
@@ -126,5 +138,5 @@ def test_every_pair_of_the_core_suite_resolves(budget: str) -> None:
             # The board takes the last three evaluations and needs the untrained policy apart from them.
             assert config.trainer.num_evaluations >= 4
             assert config.num_iterations >= config.trainer.num_evaluations - 1
-        # Closed division: one budget, one evaluation grid and one policy for all algorithms.
+        # One budget, one evaluation grid and one policy for all algorithms.
         assert len(grids) == 1
