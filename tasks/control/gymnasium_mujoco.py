@@ -65,7 +65,7 @@ class GymnasiumMujoco(Task):
             grids of 11 and 21. Too low: rendering (about 1.5 s each) outweighs short runs.
     """
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     unit: ClassVar[str] = "env_steps"
     policies: ClassVar[dict[str, str]] = {"gaussian": "gaussian", "flow": "flow"}
     name_field: ClassVar[str | None] = "env_id"
