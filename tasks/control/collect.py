@@ -12,7 +12,7 @@ from torch import Tensor
 from rlflow.policy import Policy
 from rlflow.random import Noise
 from rlflow.rollout import Rollout
-from tasks.control.vector import MujocoVector, Step
+from tasks.control.vector import Step, Vector
 
 Array = NDArray[Any]
 
@@ -55,9 +55,7 @@ class Block:
 
 
 @torch.no_grad()
-def collect(
-    vector: MujocoVector, policy: Policy, action_key: str, num_steps: int, group_size: int, noise: Noise
-) -> Rollout:
+def collect(vector: Vector, policy: Policy, action_key: str, num_steps: int, group_size: int, noise: Noise) -> Rollout:
     """Act for `num_steps` in every environment of `vector`, which keeps its episodes for the next call.
 
     Args:
@@ -80,7 +78,7 @@ def collect(
     return _assemble(block, vector, group_size, noise.device)
 
 
-def _assemble(block: Block, vector: MujocoVector, group_size: int, device: torch.device) -> Rollout:
+def _assemble(block: Block, vector: Vector, group_size: int, device: torch.device) -> Rollout:
     def tensor(array: Array) -> Tensor:
         return torch.from_numpy(array).to(device)
 

@@ -65,7 +65,7 @@ class Spec:
 def make(env_id: str) -> MujocoEnv:
     """The bare simulator of `env_id`, without Gymnasium's per-step wrappers.
 
-    The wrappers only count steps and check types; `MujocoVector` counts steps itself.
+    The wrappers only count steps and check types; `tasks.control.vector` counts steps itself.
     """
     env = gymnasium.make(env_id).unwrapped
     assert isinstance(env, MujocoEnv)

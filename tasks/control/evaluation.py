@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rlflow.policy import Policy
 from rlflow.random import Noise, generator
-from tasks.control.vector import MujocoVector
+from tasks.control.engines import Engine, open_vector
 
 Array = NDArray[Any]
 
@@ -64,13 +64,15 @@ def eval_seed(start: int, episode: int) -> int:
 
 
 @torch.no_grad()
-def play(env_id: str, policy: Policy, action_key: str, num_episodes: int, device: torch.device) -> Episodes:
+def play(
+    env_id: str, policy: Policy, action_key: str, num_episodes: int, device: torch.device, engine: Engine = "auto"
+) -> Episodes:
     """Play the episodes of seeds `0..num_episodes-1` together, without exploration.
 
     A flow policy starts from fixed noise (or zero, `flow.eval_start`); its noise has a seed of its own here, so that
     two evaluations of the same weights agree to the last bit.
     """
-    vector = MujocoVector(env_id, range(num_episodes), eval_seed)
+    vector = open_vector(engine, env_id, range(num_episodes), eval_seed)
     noise = Noise(generator=generator(0, "control", "evaluation"), device=device)
     alive = np.ones(num_episodes, dtype=bool)
     result = Episodes(
@@ -80,7 +82,7 @@ def play(env_id: str, policy: Policy, action_key: str, num_episodes: int, device
         terminated=np.zeros(num_episodes, dtype=bool),
     )
     while alive.any():
-        pose = vector.envs[0].data.qpos.copy()
+        pose = vector.pose(0)
         context = {"observation": torch.from_numpy(vector.observation).to(device)}
         step = vector.step(policy.sample(context, noise, train=False)[action_key].float().cpu().numpy())
         if alive[0]:

@@ -21,11 +21,12 @@ from rlflow.random import Noise, derived_seed
 from rlflow.rollout import Rollout
 from rlflow.task import Anchors, Evaluation, Task
 from tasks.control.collect import collect
+from tasks.control.engines import Engine, open_vector
 from tasks.control.environments import spec_of
 from tasks.control.evaluation import NUM_EVAL_SEEDS, play
 from tasks.control.networks import VelocityMLP, observation_of
 from tasks.control.reward import ReturnScaler
-from tasks.control.vector import MujocoVector
+from tasks.control.vector import Vector
 from tasks.control.video import sample_files
 
 ACTION_KEYS = {"gaussian": "action", "flow": "sample"}
@@ -46,6 +47,8 @@ class GymnasiumMujoco(Task):
 
     Attributes:
         env_id: Gymnasium id; given by the name, or by the preset of a short name.
+        engine: What steps the simulators, with equal transitions: `batched`, threads and vectorised rewards;
+            `gymnasium`, any id, slower; `auto`, the first where it serves the id.
         policy: `gaussian`, a state-independent Normal; `flow`, a velocity field over actions.
         num_steps: T, environment steps per environment and rollout. Too few: the critic biases the advantage; too many:
             few updates for the same budget.
@@ -73,6 +76,7 @@ class GymnasiumMujoco(Task):
     groups_per_rollout: int = 1
     group_size: int = 8
     env_id: str
+    engine: Engine = "auto"
     policy: Literal["gaussian", "flow"] = "gaussian"
     num_steps: int = 256
     hidden: int = 64
@@ -99,7 +103,7 @@ class GymnasiumMujoco(Task):
         if not 0 <= self.reward_gamma < 1:
             raise ValueError(f"task.reward_gamma: expected a discount in [0, 1), found {self.reward_gamma}")
         self._evaluations = 0
-        self._vector: MujocoVector | None = None
+        self._vector: Vector | None = None
         self._scaler = ReturnScaler(self.reward_gamma)
 
     @property
@@ -173,7 +177,7 @@ class GymnasiumMujoco(Task):
 
     def evaluate(self, policy: Policy, noise: Noise) -> Evaluation:
         """Raw return of `eval_episodes` fixed seeds under the deterministic policy."""
-        episodes = play(self.env_id, policy, ACTION_KEYS[self.policy], self.eval_episodes, noise.device)
+        episodes = play(self.env_id, policy, ACTION_KEYS[self.policy], self.eval_episodes, noise.device, self.engine)
         shown = self.video and self._evaluations % self.video_every == 0
         self._evaluations += 1
         files = sample_files(self.env_id, episodes) if shown else {}
@@ -222,7 +226,7 @@ class GymnasiumMujoco(Task):
 
     def _open(self, starts: list[int]) -> None:
         self.close()
-        self._vector = MujocoVector(self.env_id, starts, train_seed)
+        self._vector = open_vector(self.engine, self.env_id, starts, train_seed)
 
 
 def train_seed(start: int, episode: int) -> int:

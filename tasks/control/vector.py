@@ -1,8 +1,10 @@
-"""Vector of MuJoCo simulators in one process: same-step autoreset that keeps the true terminal observation."""
+"""Vectors of MuJoCo simulators: same-step autoreset that keeps the true terminal observation, whatever the engine."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mujoco
@@ -41,7 +43,17 @@ class Step(NamedTuple):
     finished: list[tuple[float, int]]
 
 
-class MujocoVector:
+@dataclass(kw_only=True)
+class Transition:
+    """What an engine returns: `observation [B, C]` float32, raw `reward [B]`, `terminated [B]`, reward components."""
+
+    observation: Array
+    reward: Array
+    terminated: Array
+    terms: dict[str, Array]
+
+
+class Vector(ABC):
     """`B` simulators of one id whose episodes are chosen by `(start, episode number)` alone.
 
     Rows with equal `start` share the initial state of their k-th episode, so that a group whose members end together
@@ -63,28 +75,25 @@ class MujocoVector:
         self.spec = spec_of(env_id)
         self._seed_of = seed_of
         size = len(starts)
-        self.envs: list[MujocoEnv] = [make(env_id) for _ in range(size)]
         self.start = np.array(starts, dtype=np.int64)
         self.episode = np.zeros(size, dtype=np.int64)
         self.elapsed = np.zeros(size, dtype=np.int64)
         self.episode_return = np.zeros(size, dtype=np.float64)
-        self.observation: Array = np.stack([self._reset(i) for i in range(size)])
+        self.observation: Array = np.stack([self._begin(i) for i in range(size)])
         self.reward_terms: dict[str, Array] = {}
 
     def __len__(self) -> int:
         """B."""
-        return len(self.envs)
+        return len(self.start)
 
     def step(self, action: Array) -> Step:
         """Clip `action [B, A]` to the action space, advance every simulator, reset those whose episode ended."""
-        size = len(self)
         healthy = np.asarray(np.isfinite(action).all(axis=1))
         clipped = np.clip(np.where(healthy[:, None], action, 0.0), self.spec.action_low, self.spec.action_high)
-        observation = np.empty_like(self.observation)
-        reward, terminated = np.empty(size), np.zeros(size, dtype=bool)
-        for i, env in enumerate(self.envs):
-            observation[i], reward[i], terminated[i], _, info = env.step(clipped[i])
-            self._add_terms(i, info)
+        after = self._advance(clipped.astype(np.float32))
+        observation, reward, terminated = after.observation, after.reward, after.terminated
+        for name, value in after.terms.items():
+            self.reward_terms[name] = self.reward_terms.get(name, 0.0) + value
         reward[~healthy | ~np.isfinite(observation).all(axis=1)] = np.nan
         self.elapsed += 1
         self.episode_return += reward
@@ -101,16 +110,10 @@ class MujocoVector:
         taken, self.reward_terms = self.reward_terms, {}
         return taken
 
-    def close(self) -> None:
-        """Release the simulators."""
-        for env in self.envs:
-            env.close()
-
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Everything that the next step depends on; every reset is seeded, so no generator is part of it."""
-        rows = [np.concatenate([_physics(env), *(getattr(env.data, n).ravel() for n in DERIVED)]) for env in self.envs]
         arrays = {
-            "simulator": np.stack(rows),
+            "simulator": np.stack(self._simulators()),
             "observation": self.observation,
             "start": self.start,
             "episode": self.episode,
@@ -132,39 +135,100 @@ class MujocoVector:
             )
         for name in ("observation", "start", "episode", "elapsed", "episode_return"):
             setattr(self, name, state[name].numpy().copy())
-        for env, row in zip(self.envs, state["simulator"].numpy(), strict=True):
-            _restore(env, row)
+        self._restore(list(state["simulator"].numpy()))
 
-    def _reset(self, i: int) -> Array:
-        observation, _ = self.envs[i].reset(seed=self._seed_of(int(self.start[i]), int(self.episode[i])))
-        answer: Array = observation.astype(np.float32)
-        return answer
+    def _begin(self, i: int) -> Array:
+        return self._reset(i, self._seed_of(int(self.start[i]), int(self.episode[i])))
 
     def _end_episode(self, i: int) -> tuple[float, int]:
         result = (float(self.episode_return[i]), int(self.elapsed[i]))
         self.episode[i] += 1
         self.elapsed[i], self.episode_return[i] = 0, 0.0
-        self.observation[i] = self._reset(i)
+        self.observation[i] = self._begin(i)
         return result
 
-    def _add_terms(self, i: int, info: dict[str, Any]) -> None:
-        for name, value in info.items():
-            if name.startswith("reward_"):
-                if name[7:] not in self.reward_terms:
-                    self.reward_terms[name[7:]] = np.zeros(len(self))
-                self.reward_terms[name[7:]][i] += value
+    @abstractmethod
+    def close(self) -> None:
+        """Release the simulators."""
+
+    @abstractmethod
+    def pose(self, i: int) -> Array:
+        """Generalised positions `[nq]` of simulator `i`, e.g. to render it later."""
+
+    @abstractmethod
+    def _advance(self, action: Array) -> Transition:
+        """Step every simulator by the clipped `action [B, A]` float32, without resets."""
+
+    @abstractmethod
+    def _reset(self, i: int, seed: int) -> Array:
+        """Reset simulator `i` as Gymnasium does with this seed; its first observation `[C]` float32."""
+
+    @abstractmethod
+    def _simulators(self) -> list[Array]:
+        """Whole state of each simulator as one array."""
+
+    @abstractmethod
+    def _restore(self, rows: Sequence[Array]) -> None:
+        """Set the state that `_simulators` gave."""
 
 
-def _physics(env: MujocoEnv) -> Array:
-    state = np.empty(mujoco.mj_stateSize(env.model, PHYSICS))
-    mujoco.mj_getState(env.model, env.data, state, PHYSICS)
-    return state
+class GymnasiumVector(Vector):
+    """One Gymnasium environment after the other: serves every id."""
+
+    def __init__(self, env_id: str, starts: Sequence[int], seed_of: Callable[[int, int], int]) -> None:
+        self.envs: list[MujocoEnv] = [make(env_id) for _ in starts]
+        super().__init__(env_id, starts, seed_of)
+
+    def close(self) -> None:
+        """See `Vector`."""
+        for env in self.envs:
+            env.close()
+
+    def pose(self, i: int) -> Array:
+        """See `Vector`."""
+        answer: Array = self.envs[i].data.qpos.copy()
+        return answer
+
+    def _advance(self, action: Array) -> Transition:
+        size = len(self)
+        after = Transition(
+            observation=np.empty_like(self.observation),
+            reward=np.empty(size),
+            terminated=np.zeros(size, dtype=bool),
+            terms={},
+        )
+        for i, env in enumerate(self.envs):
+            after.observation[i], after.reward[i], after.terminated[i], _, info = env.step(action[i])
+            for name, value in info.items():
+                if name.startswith("reward_"):
+                    after.terms.setdefault(name.removeprefix("reward_"), np.zeros(size))[i] = value
+        return after
+
+    def _reset(self, i: int, seed: int) -> Array:
+        observation, _ = self.envs[i].reset(seed=seed)
+        answer: Array = observation.astype(np.float32)
+        return answer
+
+    def _simulators(self) -> list[Array]:
+        return [physics_of(env.model, env.data) for env in self.envs]
+
+    def _restore(self, rows: Sequence[Array]) -> None:
+        for env, row in zip(self.envs, rows, strict=True):
+            restore(env.model, env.data, row)
 
 
-def _restore(env: MujocoEnv, row: Array) -> None:
-    size = mujoco.mj_stateSize(env.model, PHYSICS)
-    mujoco.mj_setState(env.model, env.data, row[:size], PHYSICS)
+def physics_of(model: mujoco.MjModel, data: mujoco.MjData) -> Array:
+    """Everything that the next step of a simulator depends on, and what is read before it."""
+    state = np.empty(mujoco.mj_stateSize(model, PHYSICS))
+    mujoco.mj_getState(model, data, state, PHYSICS)
+    return np.concatenate([state, *(getattr(data, name).ravel() for name in DERIVED)])
+
+
+def restore(model: mujoco.MjModel, data: mujoco.MjData, row: Array) -> None:
+    """Undo `physics_of`."""
+    size = mujoco.mj_stateSize(model, PHYSICS)
+    mujoco.mj_setState(model, data, row[:size], PHYSICS)
     for name in DERIVED:
-        array = getattr(env.data, name)
+        array = getattr(data, name)
         array[...] = row[size : size + array.size].reshape(array.shape)
         size += array.size

@@ -3,10 +3,21 @@ import numpy as np
 import pytest
 import torch
 
+from tasks.control.batched import BatchedVector, batched_serves
+from tasks.control.engines import open_vector
 from tasks.control.environments import mujoco_ids, spec_of
-from tasks.control.vector import MujocoVector
+from tasks.control.vector import GymnasiumVector
 
 EXACT = 0.0
+
+
+ENGINES = [GymnasiumVector, BatchedVector]
+CLOSE = 1e-9
+
+
+@pytest.fixture(params=ENGINES, ids=["gymnasium", "batched"])
+def Engine(request):
+    return request.param
 
 
 def same_seed(start, episode):
@@ -19,8 +30,8 @@ def play(vector, num_steps, seed=0):
     return [vector.step(rng.standard_normal(shape).astype(np.float32)) for _ in range(num_steps)]
 
 
-def test_steps_equal_gymnasiums_own_wrapped_environment():
-    vector = MujocoVector("Hopper-v5", [7], same_seed)
+def test_steps_equal_gymnasiums_own_wrapped_environment(Engine):
+    vector = Engine("Hopper-v5", [7], same_seed)
     env = gymnasium.make("Hopper-v5")
     expected, _ = env.reset(seed=same_seed(7, 0))
     assert np.array_equal(vector.observation[0], expected.astype(np.float32))
@@ -36,8 +47,38 @@ def test_steps_equal_gymnasiums_own_wrapped_environment():
             break
 
 
-def test_termination_keeps_the_true_next_observation_and_resets_in_the_same_step():
-    vector = MujocoVector("InvertedPendulum-v5", [1], same_seed)
+@pytest.mark.parametrize("env_id", mujoco_ids())
+def test_the_batched_engine_makes_gymnasiums_transitions(env_id):
+    assert batched_serves(env_id)
+    ours, theirs = (engine(env_id, [3, 4, 5], same_seed) for engine in (BatchedVector, GymnasiumVector))
+    rng = np.random.default_rng(0)
+    for _ in range(110):
+        action = 0.7 * rng.standard_normal((3, ours.spec.action_dim)).astype(np.float32)
+        found, expected = ours.step(action), theirs.step(action)
+        # The simulators are the same to the bit; sums over the reward's terms may be taken in another order.
+        assert np.array_equal(found.next_observation, expected.next_observation)
+        assert np.allclose(found.reward, expected.reward, rtol=CLOSE, atol=CLOSE)
+        assert np.array_equal(found.terminated, expected.terminated)
+        assert np.array_equal(found.truncated, expected.truncated)
+        assert np.array_equal(ours.observation, theirs.observation)
+    terms, their_terms = ours.take_reward_terms(), theirs.take_reward_terms()
+    assert terms.keys() == their_terms.keys()
+    for name, total in their_terms.items():
+        assert np.allclose(terms[name], total, rtol=CLOSE, atol=CLOSE), name
+
+
+def test_an_id_without_a_batched_form_is_served_by_gymnasium_and_refused_by_name():
+    assert not batched_serves("Hopper-v4")
+    vector = open_vector("auto", "Hopper-v4", [0], same_seed)
+    assert isinstance(vector, GymnasiumVector)
+    assert isinstance(open_vector("auto", "Hopper-v5", [0], same_seed), BatchedVector)
+    assert isinstance(open_vector("gymnasium", "Hopper-v5", [0], same_seed), GymnasiumVector)
+    with pytest.raises(ValueError, match=r"found HopperEnv; use task\.engine=gymnasium"):
+        open_vector("batched", "Hopper-v4", [0], same_seed)
+
+
+def test_termination_keeps_the_true_next_observation_and_resets_in_the_same_step(Engine):
+    vector = Engine("InvertedPendulum-v5", [1], same_seed)
     while True:
         step = vector.step(np.full((1, 1), 3.0, dtype=np.float32))
         if step.terminated[0]:
@@ -48,12 +89,12 @@ def test_termination_keeps_the_true_next_observation_and_resets_in_the_same_step
     length = step.finished[0][1]
     assert step.finished == [(float(length - 1), length)]  # +1 per step, 0 on the terminal one
     assert vector.elapsed[0] == 0
-    fresh = MujocoVector("InvertedPendulum-v5", [1], lambda start, _: same_seed(start, 1))
+    fresh = Engine("InvertedPendulum-v5", [1], lambda start, _: same_seed(start, 1))
     assert np.array_equal(vector.observation, fresh.observation)
 
 
-def test_time_limit_is_a_truncation_and_not_a_termination():
-    vector = MujocoVector("Reacher-v5", [0, 1], same_seed)
+def test_time_limit_is_a_truncation_and_not_a_termination(Engine):
+    vector = Engine("Reacher-v5", [0, 1], same_seed)
     steps = play(vector, 51)
     assert [bool(s.truncated.any()) for s in steps] == [False] * 49 + [True, False]  # Reacher's limit is 50 steps
     assert not any(s.terminated.any() for s in steps)
@@ -61,21 +102,21 @@ def test_time_limit_is_a_truncation_and_not_a_termination():
     assert [length for _, length in steps[49].finished] == [50, 50]
 
 
-def test_rows_of_equal_start_share_every_episode_start():
-    vector = MujocoVector("Reacher-v5", [3, 3, 4], same_seed)
+def test_rows_of_equal_start_share_every_episode_start(Engine):
+    vector = Engine("Reacher-v5", [3, 3, 4], same_seed)
     play(vector, 50)
     assert np.array_equal(vector.observation[0], vector.observation[1])
     assert not np.array_equal(vector.observation[0], vector.observation[2])
 
 
 @pytest.mark.parametrize("env_id", mujoco_ids())
-def test_state_round_trip_continues_bit_for_bit(env_id):
-    vector = MujocoVector(env_id, [0, 5], same_seed)
+def test_state_round_trip_continues_bit_for_bit(env_id, Engine):
+    vector = Engine(env_id, [0, 5], same_seed)
     play(vector, 20, seed=1)
     state = vector.state_dict()
     expected = play(vector, 30, seed=2)
     # Another process: fresh simulators that have been somewhere else in between.
-    other = MujocoVector(env_id, [8, 9], same_seed)
+    other = Engine(env_id, [8, 9], same_seed)
     play(other, 7, seed=3)
     other.load_state_dict(state)
     found = play(other, 30, seed=2)
@@ -88,19 +129,19 @@ def test_state_round_trip_continues_bit_for_bit(env_id):
     assert {k: v.shape for k, v in vector.state_dict().items()} == {k: v.shape for k, v in state.items()}
 
 
-def test_state_of_another_size_is_refused():
-    state = MujocoVector("Reacher-v5", [0, 1], same_seed).state_dict()
+def test_state_of_another_size_is_refused(Engine):
+    state = Engine("Reacher-v5", [0, 1], same_seed).state_dict()
     with pytest.raises(ValueError, match="expected 3 environments, found 2"):
-        MujocoVector("Reacher-v5", [0, 1, 2], same_seed).load_state_dict(state)
+        Engine("Reacher-v5", [0, 1, 2], same_seed).load_state_dict(state)
 
 
-def test_state_is_plain_tensors():
-    state = MujocoVector("Reacher-v5", [0], same_seed).state_dict()
+def test_state_is_plain_tensors(Engine):
+    state = Engine("Reacher-v5", [0], same_seed).state_dict()
     assert all(isinstance(v, torch.Tensor) for v in state.values())
 
 
-def test_actions_are_clipped_before_costs_are_computed():
-    wide, edge = (MujocoVector("HalfCheetah-v5", [0], same_seed) for _ in range(2))
+def test_actions_are_clipped_before_costs_are_computed(Engine):
+    wide, edge = (Engine("HalfCheetah-v5", [0], same_seed) for _ in range(2))
     a = wide.step(np.full((1, 6), 5.0, dtype=np.float32))
     b = edge.step(np.full((1, 6), 1.0, dtype=np.float32))
     assert a.reward[0] == b.reward[0]
@@ -108,8 +149,8 @@ def test_actions_are_clipped_before_costs_are_computed():
     assert wide.take_reward_terms()["ctrl"][0] == pytest.approx(-0.6, abs=1e-6)
 
 
-def test_an_action_that_is_not_finite_gives_a_reward_that_is_not_finite():
-    vector = MujocoVector("InvertedPendulum-v5", [0, 1], same_seed)
+def test_an_action_that_is_not_finite_gives_a_reward_that_is_not_finite(Engine):
+    vector = Engine("InvertedPendulum-v5", [0, 1], same_seed)
     step = vector.step(np.array([[np.nan], [0.0]], dtype=np.float32))
     assert np.isnan(step.reward[0])
     assert np.isfinite(step.reward[1])
