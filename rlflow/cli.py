@@ -20,6 +20,7 @@ from rlflow.launch import quiet_libraries
 # By name, because the classes live in modules that import torch, Lightning or MLflow.
 EXPECTED_ERRORS = frozenset(
     {
+        "rlflow.checkpoint.CheckpointError",
         "rlflow.commands.options.UsageError",
         "rlflow.matrix.MatrixError",
         "rlflow.policy.MissingCapabilityError",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlflow.cell import CellIdentity, SuitePlan
+from rlflow.checkpoint import CHECKPOINT
 from rlflow.config import resolve
 from rlflow.identity import cell_identity, difference, params
 from rlflow.launch import Progress, SeedPlan
@@ -22,8 +23,6 @@ from rlflow.registry import did_you_mean
 from rlflow.settings import Config
 from rlflow.suite import Suite
 
-# As in rlflow.trainer, which cannot be imported here without Lightning.
-CHECKPOINT = "last.ckpt"
 MAX_DIFFERENCES = 12
 RESULTS = ("finished", "diverged")
 

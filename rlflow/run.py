@@ -23,13 +23,13 @@ from typing import Any
 import lightning as L
 import torch
 
+from rlflow.checkpoint import CHECKPOINT, read_checkpoint, refuse_other_run
 from rlflow.config import Config, from_resolved
-from rlflow.identity import cell_id, params
 from rlflow.launch import Progress, SeedPlan, quiet_libraries
 from rlflow.store import open_store
 from rlflow.tracker import SCORE_METRIC, MemoryTracker, Outcome, Tracker
 from rlflow.tracking import start_seed
-from rlflow.trainer import CHECKPOINT, DivergedError, Loop
+from rlflow.trainer import DivergedError, Loop
 
 REPORT_AFTER_S = 0.5
 EXIT_CODES: dict[Outcome, int] = {"finished": 0, "diverged": 0, "failed": 1, "interrupted": 130}
@@ -148,19 +148,21 @@ def train(plan: SeedPlan, report: Report) -> Progress:
 
     Raises:
         BuildError: The task cannot be set up; the tracking store has not been touched.
+        CheckpointError: The folder holds a checkpoint that cannot be read or is of another run.
         TrackingError: The store is unreachable, or the seed has a result already.
     """
     config = from_resolved(plan.resolved)
     if config.trainer.num_threads:
         torch.set_num_threads(config.trainer.num_threads)
     plan.folder.mkdir(parents=True, exist_ok=True)
+    path = plan.folder / CHECKPOINT
+    refuse_other_run(path, config)
     try:
         loop = build(config, plan.folder)
-        checkpoint = load_checkpoint(plan.folder / CHECKPOINT) if plan.resume else None
-        resumed = checkpoint is not None and _same_cell(checkpoint, config)
-        if checkpoint is not None and resumed:
+        checkpoint = read_checkpoint(path) if plan.resume else None
+        if checkpoint is not None:
             loop.resume(checkpoint)
-        return _fit(loop, _open_tracker(plan, loop, resumed), report)
+        return _fit(loop, _open_tracker(plan, loop, checkpoint is not None), report)
     finally:
         config.task.close()
 
@@ -176,14 +178,6 @@ def build(config: Config, folder: Path) -> Loop:
     except Exception as error:
         reason = str(error).strip() or type(error).__name__
         raise BuildError(f"cannot set up {config.task_name} for {config.algorithm_name}: {reason}") from error
-
-
-def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """A checkpoint on the CPU, or None where there is none."""
-    if not path.exists():
-        return None
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return checkpoint
 
 
 def _fit(loop: Loop, tracker: Tracker, report: Report) -> Progress:
@@ -248,12 +242,6 @@ def _open_tracker(plan: SeedPlan, loop: Loop, resume: bool) -> Tracker:
     note = loop.algorithm.note(loop.policy) or ""
     identity = replace(plan.identity, note=note)
     return start_seed(store, identity, seed=plan.seed, config=plan.resolved, resume=resume)
-
-
-def _same_cell(checkpoint: Mapping[str, Any], config: Config) -> bool:
-    kept = from_resolved(checkpoint["rlflow"]["config"])
-    same_id = cell_id(params(kept), kept.task.version) == cell_id(params(config), config.task.version)
-    return same_id and kept.trainer.seed == config.trainer.seed
 
 
 def _ignore(_: Progress) -> None:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from rlflow import distributed
 from rlflow.averaging import AveragedWeights
+from rlflow.checkpoint import CHECKPOINT, VERSION
 from rlflow.cost import Cost
 from rlflow.random import Noise, Streams
 from rlflow.rollout import Minibatch, Rollout, Targets, assert_shapes, flatten_targets, minibatch
@@ -26,9 +27,6 @@ from rlflow.settings import Config
 from rlflow.starts import Starts
 from rlflow.task import Evaluation
 from rlflow.tracker import Log
-
-CHECKPOINT = "last.ckpt"
-CHECKPOINT_VERSION = 1
 
 
 class DivergedError(ArithmeticError):
@@ -248,7 +246,7 @@ class Loop(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add everything that the next iteration depends on."""
         checkpoint["rlflow"] = {
-            "version": CHECKPOINT_VERSION,
+            "version": VERSION,
             "config": self.config.resolved,
             "iteration": self.iteration,
             "samples": self.samples,

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlflow.checkpoint import CHECKPOINT
 from rlflow.config import resolve
 from rlflow.policy import Policy
 from rlflow.rollout import Minibatch, Rollout
 from rlflow.run import build_trainer
-from rlflow.trainer import CHECKPOINT, Loop
+from rlflow.trainer import Loop
 
 Answer = Tensor | Callable[[Rollout], Tensor]
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlflow.checkpoint import CheckpointError
 from rlflow.launch import Progress, SeedPlan
 from rlflow.leaderboard import read_states
 from rlflow.rollout import Rollout
@@ -102,13 +103,18 @@ def test_a_signal_ends_the_run_after_its_iteration_and_the_resume_equals_a_run_w
     assert {name: curve(store, name) for name in expected} == expected
 
 
-def test_a_checkpoint_of_another_configuration_is_not_continued(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_checkpoint_of_another_configuration_is_neither_continued_nor_written_over(
+    store: Store, tmp_path: Path, resume: bool
+) -> None:
     train(toy_plan(store, tmp_path / "seed"), ignore)
-    end = train(toy_plan(store, tmp_path / "seed", "update.lr=1e-2", resume=True), ignore)
-    assert end.outcome == "finished"
-    runs = search_runs(store, ensure_experiment(store, EXPERIMENT), {"kind": "seed"})
-    first = [history(store, run.info.run_id, SCORE)[0].step for run in runs]
-    assert first == [0, 0]
+    before = (tmp_path / "seed" / "last.ckpt").read_bytes()
+    with pytest.raises(CheckpointError, match=r"update\.lr: planned 0\.01, recorded 0\.0003\nchoose another folder"):
+        train(toy_plan(store, tmp_path / "seed", "update.lr=1e-2", resume=resume), ignore)
+    with pytest.raises(CheckpointError, match=r"trainer\.seed: planned 1, recorded 0"):
+        train(toy_plan(store, tmp_path / "seed", "trainer.seed=1", resume=resume), ignore)
+    assert (tmp_path / "seed" / "last.ckpt").read_bytes() == before
+    assert len(search_runs(store, ensure_experiment(store, EXPERIMENT), {"kind": "seed"})) == 1
 
 
 def test_a_reward_that_is_not_a_number_is_divergence_with_stage_and_step(

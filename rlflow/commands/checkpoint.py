@@ -79,20 +79,11 @@ def _judge(target: list[str]) -> tuple[Evaluation, Loop]:
 
 
 def _load(path: Path) -> dict[str, Any] | None:
-    from pickle import UnpicklingError
-
-    from rlflow.run import load_checkpoint
-    from rlflow.trainer import CHECKPOINT
+    from rlflow.checkpoint import CHECKPOINT, read_checkpoint
 
     if path.is_dir():
         path = path / CHECKPOINT
-    if path.suffix != SUFFIX:
-        return None
-    try:
-        checkpoint = load_checkpoint(path)
-    except (UnpicklingError, RuntimeError, EOFError):
-        return None
-    return checkpoint if checkpoint is not None and "rlflow" in checkpoint else None
+    return read_checkpoint(path) if path.suffix == SUFFIX else None
 
 
 def _writable(folder: Path) -> Path:
