@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,9 +91,16 @@ def plan_cells(suite: Suite, budget: str, added: Sequence[str] = ()) -> list[Pla
         UnknownNameError: Unknown algorithm or task.
         ConfigError: A setting of the suite that does not fit.
         MissingCapabilityError: A pair that cannot run.
+        MatrixError: A variant that is no other configuration.
     """
     algorithms = list(dict.fromkeys([*suite.algorithms, *added]))
-    return [_planned(suite, budget, algorithm, task) for task in suite.tasks for algorithm in algorithms]
+    cells = [_planned(suite, budget, algorithm, task) for task in suite.tasks for algorithm in algorithms]
+    names: dict[str, str] = {}
+    for cell in cells:
+        twin = names.setdefault(cell.identity.cell_id, cell.name)
+        if twin != cell.name:
+            raise MatrixError(f"{twin} and {cell.name} have one configuration; give the variant another setting")
+    return cells
 
 
 def selected(cells: Sequence[PlannedCell], pattern: str | None) -> list[PlannedCell]:
@@ -177,9 +184,9 @@ def _walls(jobs: Iterable[Job], cell_id: str | None = None, task: str | None = N
 
 
 def _planned(suite: Suite, budget: str, algorithm: str, task: str) -> PlannedCell:
-    config = resolve(algorithm, task, layers=suite.layers(algorithm, task, budget))
+    config = resolve(suite.registered(algorithm), task, layers=suite.layers(algorithm, task, budget))
     identity = cell_identity(config, suite=suite.experiment(budget), division=suite.division, suite_digest=suite.digest)
-    return PlannedCell(config=config, identity=identity)
+    return PlannedCell(config=config, identity=replace(identity, algorithm=algorithm))
 
 
 def _job(cell: PlannedCell, seed: int, recorded: SeedState | None, results: Path) -> Job:

@@ -5,7 +5,10 @@
     division: closed
     statistics: 1
     seeds: 5
-    algorithms: [ppo, fpo]
+    algorithms:
+      - ppo
+      - fpo
+      - {name: fpo-wide, algorithm: fpo, settings: {algorithm.clip: 0.3}}   # a variant, an entrant of its own
     tasks:
       image/shapes: {}                        # settings of all algorithms on this task, e.g. its policy
     settings: {trainer.num_evaluations: 11}   # settings of all pairs
@@ -16,7 +19,7 @@
           image/shapes: {trainer.budget: 9600}
     overrides:
       fpo:
-        image/shapes: {update.lr: 6.0e-4}     # at most four keys for a pair
+        image/shapes: {update.lr: 6.0e-4}     # at most four keys for a pair; variants of fpo have them too
 
 Packages offer suites as entry points `NAME = "package"` of the group `rlflow.suites`, with NAME.yaml in the package.
 """
@@ -38,6 +41,7 @@ MAX_OVERRIDES = 4
 DIVISIONS = ("closed", "open")
 STATISTICS = (1,)
 REQUIRED = ("name", "version", "algorithms", "tasks", "seeds", "budgets")
+VARIANT_KEYS = ("name", "algorithm", "settings")
 OPTIONAL = ("description", "division", "statistics", "settings", "overrides")
 
 Settings = Mapping[str, Any]
@@ -57,6 +61,14 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Variant:
+    """An algorithm under settings of its own, e.g. without one of its terms."""
+
+    algorithm: str
+    settings: Settings
+
+
+@dataclass(frozen=True, kw_only=True)
 class Suite:
     """A suite file, checked.
 
@@ -67,7 +79,8 @@ class Suite:
         division: `closed`: equal conditions; `open`: anything, disclosed.
         statistics: Version of the board's statistics.
         seeds: Training seeds 0..seeds-1.
-        algorithms: Registered names.
+        algorithms: Entrants: registered names, and the names of variants.
+        variants: Those of the entrants that are not registered names.
         tasks: Registered names with the settings that all algorithms share on them.
         settings: Settings of all pairs.
         budgets: By name.
@@ -82,6 +95,7 @@ class Suite:
     statistics: int = 1
     seeds: int
     algorithms: tuple[str, ...]
+    variants: Mapping[str, Variant]
     tasks: Mapping[str, Settings]
     settings: Settings
     budgets: Mapping[str, Budget]
@@ -102,15 +116,21 @@ class Suite:
             raise SuiteError(f"suite {self.name!r} has no budget {name!r}{did_you_mean(name, self.budgets)}")
         return self.budgets[name]
 
+    def registered(self, entrant: str) -> str:
+        """Registered name of an entrant's algorithm."""
+        return self.variants[entrant].algorithm if entrant in self.variants else entrant
+
     def layers(self, algorithm: str, task: str, budget: str) -> list[dict[str, Any]]:
-        """Configuration layers of a pair, later wins: all pairs, budget, task, budget of the task, pair."""
+        """Configuration layers of a pair, later wins: all pairs, budget, task, budget of the task, pair, variant."""
         sizes = self.budget(budget)
+        variant = self.variants.get(algorithm)
         parts = (
             self.settings,
             sizes.settings,
             self.tasks.get(task, {}),
             sizes.tasks.get(task, {}),
-            self.overrides.get((algorithm, task), {}),
+            self.overrides.get((self.registered(algorithm), task), {}),
+            variant.settings if variant else {},
         )
         return [nested(part) for part in parts if part]
 
@@ -146,7 +166,7 @@ def parse_suite(text: str, origin: str) -> Suite:
     if missing:
         raise SuiteError(f"{origin}: missing {missing}")
     tasks = {task: _settings(s, f"{origin}: tasks.{task}") for task, s in _mapping(values["tasks"], "tasks").items()}
-    algorithms = tuple(_names(values["algorithms"], f"{origin}: algorithms"))
+    algorithms, variants = _entrants(values["algorithms"], f"{origin}: algorithms")
     suite = Suite(
         name=str(values["name"]),
         version=str(values["version"]),
@@ -155,15 +175,17 @@ def parse_suite(text: str, origin: str) -> Suite:
         statistics=_one_of(values.get("statistics", 1), STATISTICS, f"{origin}: statistics"),
         seeds=_positive(values["seeds"], f"{origin}: seeds"),
         algorithms=algorithms,
+        variants=variants,
         tasks=tasks,
         settings=_settings(values.get("settings"), f"{origin}: settings"),
         budgets=_budgets(values["budgets"], tasks, origin),
         overrides=_overrides(values.get("overrides"), algorithms, tasks, origin),
         digest=hashlib.sha256(text.encode()).hexdigest()[:16],
     )
-    for kind, names in (("algorithm", suite.algorithms), ("task", suite.tasks)):
-        for name in names:
-            find(kind, name)
+    for entrant in suite.algorithms:
+        find("algorithm", suite.registered(entrant))
+    for task in suite.tasks:
+        find("task", task)
     return suite
 
 
@@ -233,10 +255,24 @@ def _mapping(raw: object, where: str) -> dict[str, Any]:
     return {str(key): value for key, value in raw.items()}
 
 
-def _names(raw: object, where: str) -> list[str]:
-    if not isinstance(raw, list) or not raw or len(set(map(str, raw))) != len(raw):
+def _entrants(raw: object, where: str) -> tuple[tuple[str, ...], dict[str, Variant]]:
+    if not isinstance(raw, list) or not raw:
         raise SuiteError(f"{where}: expected a list of different names, found {raw}")
-    return [str(name) for name in raw]
+    names, variants = [], {}
+    for item in raw:
+        name = str(item)
+        if isinstance(item, Mapping):
+            parts = _mapping(item, where)
+            _known(parts, VARIANT_KEYS, where)
+            if set(parts) != set(VARIANT_KEYS):
+                raise SuiteError(f"{where}: expected a variant with {list(VARIANT_KEYS)}, found {parts}")
+            name = str(parts["name"])
+            settings = _settings(parts["settings"], f"{where}.{name}.settings")
+            variants[name] = Variant(algorithm=str(parts["algorithm"]), settings=settings)
+        names.append(name)
+    if len(set(names)) != len(names):
+        raise SuiteError(f"{where}: expected a list of different names, found {names}")
+    return tuple(names), variants
 
 
 def _known(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:

@@ -54,6 +54,16 @@ def test_cells_are_every_pair_of_the_suite_and_of_added_algorithms(suite: Suite)
     assert suite_plan(suite, range(2), ["flowrl"]).algorithms == ("ppo", "fpo", "flowrl")
 
 
+def test_a_variant_is_a_cell_of_its_own_and_has_to_differ() -> None:
+    variant = "{name: ppo-wide, algorithm: ppo, settings: {algorithm.clip: %s}}"
+    cells = plan_cells(parse_suite(SUITE.replace("[ppo, fpo]", f"[ppo, {variant % 0.4}]"), "toys.yaml"), "quick")
+    assert [(cell.name, cell.config.algorithm_name) for cell in cells] == [("ppo toy", "ppo"), ("ppo-wide toy", "ppo")]
+    assert [cell.config.algorithm.clip for cell in cells] == [0.2, 0.4]
+    assert len({cell.identity.cell_id for cell in cells}) == 2
+    with pytest.raises(MatrixError, match="ppo toy and ppo-wide toy have one configuration"):
+        plan_cells(parse_suite(SUITE.replace("[ppo, fpo]", f"[ppo, {variant % 0.2}]"), "toys.yaml"), "quick")
+
+
 def test_only_takes_text_and_patterns(suite: Suite) -> None:
     cells = plan_cells(suite, "quick")
     assert [cell.name for cell in selected(cells, "ppo")] == ["ppo toy"]

@@ -48,6 +48,15 @@ def test_later_layers_win_from_all_pairs_to_one_pair() -> None:
     assert (fpo.trainer.num_evaluations, fpo.trainer.budget, fpo.task.policy_kind) == (4, 64, "flow")
 
 
+def test_a_variant_is_an_entrant_with_its_algorithms_overrides_and_its_own_settings_on_top() -> None:
+    wide = {"name": "fpo-wide", "algorithm": "fpo", "settings": {"algorithm.clip": 0.3}}
+    suite = parse_suite(changed(algorithms=["ppo", "fpo", wide]), "toys.yaml")
+    assert suite.algorithms == ("ppo", "fpo", "fpo-wide")
+    assert [suite.registered(name) for name in suite.algorithms] == ["ppo", "fpo", "fpo"]
+    assert suite.layers("fpo-wide", "toy", "smoke")[-2:] == [{"update": {"lr": 3e-4}}, {"algorithm": {"clip": 0.3}}]
+    assert suite.layers("fpo", "toy", "smoke")[-1] == {"update": {"lr": 3e-4}}
+
+
 def test_budgets_are_boards_of_their_own() -> None:
     suite = parse_suite(changed(), "toys.yaml")
     assert suite.experiment("smoke") == "toys@3-smoke"
@@ -71,6 +80,8 @@ def test_nested_shares_sections() -> None:
         ({"division": "half"}, "division: expected one of ['closed', 'open'], found 'half'"),
         ({"statistics": 9}, "statistics: expected one of [1], found 9"),
         ({"algorithms": ["ppo", "ppo"]}, "expected a list of different names"),
+        ({"algorithms": ["ppo", "fpo", {"name": "x", "algorithm": "ppo"}]}, "expected a variant with ['name', 'algori"),
+        ({"algorithms": ["ppo", "fpo", {"nam": "x"}]}, "algorithms: unknown key 'nam'; did you mean name?"),
         ({"budgets": {}}, "budgets: expected at least one"),
         ({"budgets": {"smoke": {"task": {}}}}, "budgets.smoke: unknown key 'task'; did you mean tasks?"),
         ({"budgets": {"smoke": {"tasks": {"tyo": {}}}}}, "budgets.smoke.tasks: unknown key 'tyo'; did you mean toy?"),

@@ -128,7 +128,7 @@ def _train(
         return [], False
     limit_threads(num_threads)
     names = {("task", job.cell.identity.task) for job in pending}
-    names |= {("algorithm", job.cell.identity.algorithm) for job in pending}
+    names |= {("algorithm", job.cell.config.algorithm_name) for job in pending}
     context = warm_up(sorted({find(*name).target.partition(":")[0] for name in names}))
     with MatrixView(len(plans), num_jobs, estimate_s(jobs)) as view:
         ended, stopped = run_all(plans, num_jobs, lambda plan: start(plan, context), view)
