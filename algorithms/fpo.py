@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlflow.advantage import episode_return, gae, group_advantage, next_values, whiten
 from rlflow.algorithm import Algorithm, Loss
-from rlflow.loss import MAX_LOG_RATIO, clip_fraction, clipped_surrogate, value_error
+from rlflow.loss import MAX_LOG_RATIO, asymmetric_surrogate, clip_fraction, clipped_surrogate, value_error
 from rlflow.policy import Policy
 from rlflow.rollout import Minibatch, Rollout, Targets
 
@@ -19,13 +19,16 @@ from rlflow.rollout import Minibatch, Rollout, Targets
 class Fpo(Algorithm):
     r"""$\hat r = \exp(\mathrm{ELBO}_\theta - \mathrm{ELBO}_{old})$ in PPO's clipped objective (eq. 10-13).
 
-    Both bounds use the probes stored with the rollout; fresh probes would drown the ratio in their own noise.
+    Both bounds use the probes stored with the rollout; fresh probes would drown the ratio in their own noise. FPO++
+    (2602.02481) is `ratio=per_sample trust_region=asymmetric straight_through=true`.
 
     Attributes:
         ratio: `average`, one ratio per decision, the probes averaged before exp; `per_sample`, a ratio per probe, with
             the difference clamped to +-`probe_clamp`.
         probe_clamp: Clamp of `per_sample` differences.
-        clip: Clip range of the ratio. Too high: the bound is a poor ratio far from the data.
+        straight_through: Let the gradient pass that clamp, as FPO++ does; without it a probe beyond it teaches nothing.
+        trust_region: `clip`, PPO's; `asymmetric`, FPO++'s, which turns back ratios that fell too far.
+        clip: Range of the ratio. Too high: the bound is a poor ratio far from the data.
         baseline: `value`, GAE with a critic; `group`, the group-relative return (needs groups, no critic).
         gamma: Discount per decision.
         lam: GAE trace decay.
@@ -38,6 +41,8 @@ class Fpo(Algorithm):
 
     ratio: Literal["average", "per_sample"] = "average"
     probe_clamp: float = 3.0
+    straight_through: bool = False
+    trust_region: Literal["clip", "asymmetric"] = "clip"
     clip: float = 0.05
     baseline: Literal["value", "group"] = "value"
     gamma: float = 0.99
@@ -80,15 +85,14 @@ class Fpo(Algorithm):
     def loss(self, policy: Policy, minibatch: Minibatch) -> Loss:
         """Clipped bound ratio plus the value error."""
         goal = minibatch.targets
-        difference = policy.elbo(minibatch) - goal["old_elbo"]
-        if self.ratio == "average":
-            difference = difference.mean(-1, keepdim=True)
-        else:
-            difference = difference.clamp(-self.probe_clamp, self.probe_clamp)
-        rho = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+        rho = self._ratio(policy.elbo(minibatch) - goal["old_elbo"])
         advantage = torch.where(goal["advantage"] < 0, self.negative_weight * goal["advantage"], goal["advantage"])
         clip = {"clip_low": self.clip, "clip_high": self.clip}
-        terms = {"policy": minibatch.mean(clipped_surrogate(rho, advantage, **clip))}
+        if self.trust_region == "asymmetric":
+            surrogate = asymmetric_surrogate(rho, advantage, clip=self.clip)
+        else:
+            surrogate = clipped_surrogate(rho, advantage, **clip)
+        terms = {"policy": minibatch.mean(surrogate)}
         metrics = {"clip_fraction": minibatch.mean(clip_fraction(rho, **clip)), "ratio": minibatch.mean(rho.detach())}
         if self.baseline == "value":
             value = policy.value(minibatch)
@@ -100,6 +104,15 @@ class Fpo(Algorithm):
             terms["kl"] = self.beta * distance
             metrics["ref_kl"] = distance.detach()
         return Loss(terms=terms, metrics=metrics)
+
+    def _ratio(self, difference: Tensor) -> Tensor:
+        """`[B, T, N]` differences of bounds to `[B, T, 1]` or `[B, T, N]` ratios."""
+        if self.ratio == "average":
+            return difference.mean(-1, keepdim=True).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+        clamped = difference.clamp(-self.probe_clamp, self.probe_clamp)
+        if self.straight_through:
+            clamped = difference + (clamped - difference).detach()
+        return clamped.exp()
 
     def note(self, policy: Policy) -> str | None:
         """Where the bound is tight, FPO is PPO on one ratio per decision."""

@@ -30,6 +30,25 @@ def clipped_surrogate(rho: Tensor, advantage: Tensor, *, clip_low: float, clip_h
     return -torch.minimum(rho * a, rho.clamp(1.0 - clip_low, 1.0 + clip_high) * a)
 
 
+def asymmetric_surrogate(rho: Tensor, advantage: Tensor, *, clip: float) -> Tensor:
+    r"""PPO's clip where the advantage is positive, elsewhere a parabola that pulls the ratio back (2602.02481).
+
+    For $A \le 0$ it is $-(\rho A - \frac{|A|}{2\epsilon} (\rho - 1)^2)$, smallest at $\rho = 1 - \epsilon$. Beyond the
+    clip PPO's gradient is 0 and nothing brings such a decision back; here it turns around.
+
+    Args:
+        rho: `[B, T, K]` ratios.
+        advantage: `[B, T]` or `[B, T, 1]`.
+        clip: epsilon of both sides.
+
+    Returns:
+        `[B, T, K]`.
+    """
+    a = advantage if advantage.ndim == rho.ndim else advantage.unsqueeze(-1)
+    pulled = a.abs() / (2.0 * clip) * (rho - 1.0).square() - rho * a
+    return torch.where(a > 0, clipped_surrogate(rho, a, clip_low=clip, clip_high=clip), pulled)
+
+
 def clip_fraction(rho: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
     """Indicator of ratios outside the clip range, same shape as `rho`, without gradient."""
     with torch.no_grad():

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -35,6 +37,27 @@ def test_per_sample_ratio_gives_each_probe_its_own_clamped_ratio():
     loss, _ = loss_of(Fpo(ratio="per_sample"), [[[0.1, -0.06]], [[5.0, 0.1]]], [[-1.0], [-1.0]])
     # Row 0: 1.105171 and .95 (clipped .9418): 1.0275855. Row 1: exp(3) = 20.085537 and 1.105171: 10.595354.
     assert loss.terms["policy"].item() == pytest.approx((1.0275855 + 10.595354) / 2, abs=10 * EXACT)
+
+
+def test_the_gradient_passes_the_probe_clamp_only_straight_through():
+    for through, expected in ((False, 0.0), (True, 20.085537 / 4)):
+        algorithm = Fpo(ratio="per_sample", straight_through=through)
+        loss, bound = loss_of(algorithm, [[[0.0, 0.0]], [[5.0, 0.0]]], [[-1.0], [-1.0]])
+        # Row 1, probe 0: ratio exp(3) = 20.085537 either way; its gradient over 2 rows and 2 probes.
+        assert loss.terms["policy"].item() == pytest.approx((3 + 20.085537) / 4, abs=EXACT)
+        loss.terms["policy"].backward()
+        assert bound.grad[1, 0, 0].item() == pytest.approx(expected, abs=EXACT)
+
+
+def test_the_asymmetric_trust_region_clips_rises_and_pulls_falls_back():
+    algorithm = Fpo(trust_region="asymmetric", clip=0.1)
+    log = math.log
+    loss, bound = loss_of(algorithm, [[[log(1.3)] * 2], [[log(0.8)] * 2]], [[2.0], [-1.0]])
+    # Row 0: A = 2 clipped at 1.1: -2.2. Row 1: 1/(2*.1) * .2^2 + .8 = 1.0. Mean -.6.
+    assert loss.terms["policy"].item() == pytest.approx(-0.6, abs=EXACT)
+    loss.terms["policy"].backward()
+    # Row 1: d/drho = (rho - 1)/.1 + 1 = -1: the ratio is raised again; times rho .8, over 2 rows and 2 probes.
+    assert torch.allclose(bound.grad, torch.tensor([[[0.0, 0.0]], [[-0.2, -0.2]]]), atol=EXACT)
 
 
 def test_value_term_by_hand():
