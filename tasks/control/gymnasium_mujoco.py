@@ -13,9 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from rlflow import distributed
-from rlflow.policies.flow import FlowConfig, FlowPolicy
-from rlflow.policies.gaussian import DiagonalGaussian, GaussianPolicy
-from rlflow.policies.heads import ContextHead, RunningNorm, mlp, partition_mlp
+from rlflow.policies.flow import FlowConfig
 from rlflow.policy import Policy
 from rlflow.random import Noise, derived_seed
 from rlflow.rollout import Rollout
@@ -24,18 +22,12 @@ from tasks.control.collect import collect
 from tasks.control.engines import Engine, open_vector
 from tasks.control.environments import spec_of
 from tasks.control.evaluation import NUM_EVAL_SEEDS, play
-from tasks.control.networks import VelocityMLP, observation_of
+from tasks.control.policies import ACTION_KEYS, PolicyKind, action_flow, build_policy
 from tasks.control.reward import ReturnScaler
 from tasks.control.vector import Vector
 from tasks.control.video import sample_files
 
-ACTION_KEYS = {"gaussian": "action", "flow": "sample"}
 SEED_RANGE = 2**31 - NUM_EVAL_SEEDS
-
-
-def _action_flow() -> FlowConfig:
-    """Ten steps in training and evaluation, folded replay for a small network, evaluated from the mean start."""
-    return FlowConfig(train_steps=10, eval_steps=10, reduction="sqrt_d", eval_start="mean", replay="folded")
 
 
 @dataclass(kw_only=True)
@@ -77,11 +69,11 @@ class GymnasiumMujoco(Task):
     group_size: int = 8
     env_id: str
     engine: Engine = "auto"
-    policy: Literal["gaussian", "flow"] = "gaussian"
+    policy: PolicyKind = "gaussian"
     num_steps: int = 256
     hidden: int = 64
     log_std: float = 0.0
-    flow: FlowConfig = field(default_factory=_action_flow)
+    flow: FlowConfig = field(default_factory=action_flow)
     flow_hidden: int = 64
     flow_depth: int = 3
     reward_scaling: Literal["return_std", "constant"] = "return_std"
@@ -136,22 +128,17 @@ class GymnasiumMujoco(Task):
 
     def build_policy(self, requires: frozenset[str]) -> Policy:
         """Gaussian or flow policy with the heads that `requires` names."""
-        wide, actions = self._spec.observation_dim, self._spec.action_dim
-        critic = mlp([wide, self.hidden, self.hidden, 1]) if "value" in requires else None
-        partition = partition_mlp(wide) if "partition" in requires else None
-        normaliser = RunningNorm((wide,))
-        if self.policy == "gaussian":
-            mean = mlp([wide, self.hidden, self.hidden, actions], output_gain=0.01)
-            return GaussianPolicy(
-                DiagonalGaussian(mean, actions, self.log_std),
-                requires=requires, critic=critic, partition=partition, normaliser=normaliser,
-            )  # fmt: skip
-        return FlowPolicy(
-            VelocityMLP(wide, actions, self.flow_hidden, self.flow_depth), (actions,), self.flow, requires=requires,
-            critic=None if critic is None else ContextHead(observation_of, critic),
-            partition=None if partition is None else ContextHead(observation_of, partition),
-            normaliser=normaliser, reference="behaviour",
-        )  # fmt: skip
+        return build_policy(
+            self.policy,
+            requires,
+            observation_dim=self._spec.observation_dim,
+            action_dim=self._spec.action_dim,
+            hidden=self.hidden,
+            log_std=self.log_std,
+            flow=self.flow,
+            flow_hidden=self.flow_hidden,
+            flow_depth=self.flow_depth,
+        )
 
     def rollout(self, policy: Policy, starts: Tensor, noise: Noise) -> Rollout:
         """`num_steps` steps of every environment; `starts` seed the first call, later episodes follow from them."""
