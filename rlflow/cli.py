@@ -22,6 +22,7 @@ EXPECTED_ERRORS = frozenset(
     {
         "rlflow.checkpoint.CheckpointError",
         "rlflow.commands.options.UsageError",
+        "rlflow.launcher.LaunchError",
         "rlflow.matrix.MatrixError",
         "rlflow.policy.MissingCapabilityError",
         "rlflow.report.ReportError",

@@ -128,7 +128,7 @@ class MatrixView:
             table.add_column(name, justify="left" if name == "running" else "right")
         lefts = []
         for one in running:
-            progress, elapsed_s = Progress.read(one.plan.folder), time.monotonic() - one.started_s
+            progress, elapsed_s = one.child.progress(), time.monotonic() - one.started_s
             budget = one.plan.identity.budget
             left = self._left_s(one.plan, progress.samples / budget, elapsed_s)
             lefts.append(left)

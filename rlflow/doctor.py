@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 PACKAGES = ("torch", "lightning", "mlflow", "transformers", "diffusers", "gymnasium", "mujoco", "numpy", "rlflow")
-EXTRAS = {"vllm": "fast language-model rollouts on CUDA: pip install 'rlflow[vllm]'"}
+EXTRAS = {
+    "ray": "a matrix on several machines, --launcher ray: pip install 'rlflow[ray]'",
+    "vllm": "fast language-model rollouts on CUDA: pip install 'rlflow[vllm]'",
+}
 # A renderer that does not work can end the process, so it is tried in another one.
 RENDER = """
 import mujoco

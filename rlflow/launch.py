@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.context import ForkServerContext
@@ -63,14 +64,27 @@ class SeedPlan:
         """Keep the plan in its folder; the file is the argument of `python -m rlflow.run`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / PLAN_FILE
-        values = asdict(self) | {"folder": str(self.folder), "results": str(self.results)}
-        path.write_text(json.dumps(values, indent=1), encoding="utf-8")
+        path.write_text(self.text(), encoding="utf-8")
         return path
 
     @classmethod
     def read(cls, path: Path) -> SeedPlan:
         """The plan that `write` kept."""
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return cls.parse(path.read_text(encoding="utf-8"))
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Registered algorithm and task; the entrant may be a variant with a name of its own."""
+        return str(self.resolved["algorithm"]["name"]), self.identity.task
+
+    def text(self) -> str:
+        """The plan as JSON."""
+        return json.dumps(asdict(self) | {"folder": str(self.folder), "results": str(self.results)}, indent=1)
+
+    @classmethod
+    def parse(cls, text: str) -> SeedPlan:
+        """The plan that `text` wrote."""
+        values = json.loads(text)
         values["identity"] = CellIdentity(**values["identity"])
         values["folder"], values["results"] = Path(values["folder"]), Path(values["results"])
         return cls(**values)
@@ -112,10 +126,16 @@ class Progress:
 
 
 class Child(Protocol):
-    """A running training process."""
+    """A running training process, of this machine or of another."""
 
     def exit_code(self) -> int | None:
         """None while it runs; negative: the signal that killed it."""
+
+    def progress(self) -> Progress:
+        """How far it is; without an outcome while it runs and where it died."""
+
+    def cause(self) -> str:
+        """Why it died, and where its output is, for a person."""
 
     def stop(self) -> None:
         """Ask it to write its checkpoint and end; the second time it ends without."""
@@ -124,46 +144,64 @@ class Child(Protocol):
         """End it without asking."""
 
 
-class Fork:
+class Process(ABC):
+    """A child on this machine, whose folder holds its progress and output."""
+
+    _process: BaseProcess | subprocess.Popen[bytes]
+
+    def __init__(self, process: BaseProcess | subprocess.Popen[bytes], folder: Path) -> None:
+        self._process, self._folder = process, folder
+
+    @abstractmethod
+    def exit_code(self) -> int | None:
+        """See `Child`."""
+
+    def progress(self) -> Progress:
+        """See `Child`."""
+        return Progress.read(self._folder)
+
+    def cause(self) -> str:
+        """See `Child`."""
+        code = self.exit_code()
+        assert code is not None
+        end = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        return f"the process ended without a result ({end}); see {self._folder / LOG_FILE}"
+
+    def stop(self) -> None:
+        """See `Child`."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """See `Child`."""
+        self._process.kill()
+
+
+class Fork(Process):
     """A child of the fork server."""
 
-    def __init__(self, process: BaseProcess) -> None:
-        self._process = process
+    _process: BaseProcess
 
     def exit_code(self) -> int | None:
         """See `Child`."""
         return self._process.exitcode
 
-    def stop(self) -> None:
-        """See `Child`."""
-        self._process.terminate()
 
-    def kill(self) -> None:
-        """See `Child`."""
-        self._process.kill()
-
-
-class Command:
+class Command(Process):
     """A `python -m rlflow.run` of its own, which Lightning can start again for the other ranks."""
+
+    _process: subprocess.Popen[bytes]
 
     def __init__(self, path: Path) -> None:
         with (path.parent / LOG_FILE).open("a") as log:
             # A session of its own keeps the terminal's Ctrl+C away: the matrix stops its children itself.
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "rlflow.run", str(path)], stdout=log, stderr=log, start_new_session=True
             )
+        super().__init__(process, path.parent)
 
     def exit_code(self) -> int | None:
         """See `Child`."""
         return self._process.poll()
-
-    def stop(self) -> None:
-        """See `Child`."""
-        self._process.terminate()
-
-    def kill(self) -> None:
-        """See `Child`."""
-        self._process.kill()
 
 
 def quiet_libraries() -> None:
@@ -198,7 +236,7 @@ def start(plan: SeedPlan, context: ForkServerContext) -> Child:
         return Command(path)
     process = context.Process(target=_forked, args=(str(path),), name=f"rlflow {plan.identity.cell_id} {plan.seed}")
     process.start()
-    return Fork(process)
+    return Fork(process, plan.folder)
 
 
 def _forked(path: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Protocol
 
-from rlflow.launch import LOG_FILE, Child, Progress, SeedPlan
+from rlflow.launch import Child, Progress, SeedPlan
 
 POLL_S = 0.2
 Start = Callable[[SeedPlan], Child]
@@ -83,14 +83,10 @@ def run_all(plans: Sequence[SeedPlan], num_jobs: int, start: Start, watcher: Wat
 
 
 def _end(one: Running, stopped: bool) -> Ended:
-    progress = Progress.read(one.plan.folder)
+    progress = one.child.progress()
     died = progress.outcome is None
     if died:
-        code = one.child.exit_code()
-        assert code is not None
-        cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        detail = f"the process ended without a result ({cause}); see {one.plan.folder / LOG_FILE}"
-        progress = replace(progress, outcome="interrupted" if stopped else "failed", detail=detail)
+        progress = replace(progress, outcome="interrupted" if stopped else "failed", detail=one.child.cause())
     return Ended(plan=one.plan, progress=progress, wall_s=time.monotonic() - one.started_s, died=died)
 
 

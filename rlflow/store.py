@@ -87,7 +87,7 @@ def open_store(uri: str | None = None, *, results: Path = Path("results"), creat
     if scheme in ("http", "https"):
         for name, value in CLIENT_LIMITS.items():
             os.environ.setdefault(name, value)
-        _check_server(uri)
+        check_server(uri)
     elif scheme in ("", "file"):
         raise TrackingError(
             f"expected a tracking URI such as sqlite:///results/{DEFAULT_DATABASE} or http://HOST:5000, found {uri!r}; "
@@ -103,7 +103,7 @@ def answers(store: Store) -> bool:
     if urlsplit(store.uri).scheme not in ("http", "https"):
         return True
     try:
-        _check_server(store.uri)
+        check_server(store.uri)
     except TrackingError:
         return False
     return True
@@ -250,8 +250,12 @@ def _connect(uri: str) -> MlflowClient:
     return client
 
 
-def _check_server(uri: str) -> None:
-    """One quick request: MLflow's own client retries an unreachable server for minutes."""
+def check_server(uri: str) -> None:
+    """One quick request: MLflow's own client retries an unreachable server for minutes.
+
+    Raises:
+        TrackingError: No answer, or a server's error.
+    """
     address = f"{uri.rstrip('/')}/health"
     try:
         urllib.request.urlopen(address, timeout=REACH_TIMEOUT_S).close()

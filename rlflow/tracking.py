@@ -83,8 +83,8 @@ def ensure_cell(
         found = search_runs(store, experiment, {"kind": "cell", "cell_id": identity.cell_id})
         if found:
             run_id = str(found[0].info.run_id)
-            launched = set(json.loads(found[0].data.tags["rlflow.seeds"])) | set(seeds)
-            set_tags(store, run_id, {"rlflow.seeds": json.dumps(sorted(launched))})
+            if missing := _missing_tags(found[0].data.tags, identity, seeds):
+                set_tags(store, run_id, missing)
             return run_id
         tags = {**identity.tags(), "rlflow.kind": "cell", "rlflow.seeds": json.dumps(sorted(set(seeds)))}
         name = f"{identity.algorithm} | {identity.task} | {identity.policy}"
@@ -92,6 +92,13 @@ def ensure_cell(
         if config is not None:
             log_config(store, run_id, config)
     return run_id
+
+
+def _missing_tags(tags: Mapping[str, str], identity: CellIdentity, seeds: Sequence[int]) -> dict[str, str]:
+    """What a recorded cell lacks: new seeds, and the footnote, which a launcher of other machines does not know."""
+    launched = set(json.loads(tags["rlflow.seeds"]))
+    missing = {} if launched >= set(seeds) else {"rlflow.seeds": json.dumps(sorted(launched | set(seeds)))}
+    return missing | ({"rlflow.note": identity.note} if identity.note and not tags.get("rlflow.note") else {})
 
 
 def start_seed(
@@ -205,7 +212,7 @@ class SeedTracker:
             self._log_final()
         set_tags(self._store, self.run_id, {"rlflow.outcome": outcome, "rlflow.detail": detail[:MAX_VALUE_LENGTH]})
         self._store.client.set_terminated(self.run_id, TERMINAL_STATUS[outcome])
-        _summarise_cell(self._store, self._identity, self.cell_run_id)
+        _summarise(self._store, self._identity, self.cell_run_id)
 
     def _log_final(self) -> None:
         points = sorted({point.step: point.value for point in history(self._store, self.run_id, SCORE_METRIC)}.items())
@@ -236,7 +243,12 @@ def publish_files(store: Store, suite: str, folder: Path, files: Sequence[Path],
     return run_id
 
 
-def _summarise_cell(store: Store, identity: CellIdentity, cell_run: str) -> None:
+def summarise_cell(store: Store, identity: CellIdentity) -> None:
+    """Rewrite the summary of a cell whose seeds ended on machines without a lock in common."""
+    _summarise(store, identity, ensure_cell(store, identity, seeds=()))
+
+
+def _summarise(store: Store, identity: CellIdentity, cell_run: str) -> None:
     """Rewrite `score/*` of the cell from its seeds; a diverged seed counts as the untrained policy."""
     experiment = ensure_experiment(store, identity.suite)
     with locked(store.lock_path):

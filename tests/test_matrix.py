@@ -6,17 +6,11 @@ import fcntl
 import os
 import re
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
-from rlflow.cli import app
 from rlflow.leaderboard import CellRun, SeedState, read_states
 from rlflow.matrix import (
     Job,
@@ -30,11 +24,10 @@ from rlflow.matrix import (
 )
 from rlflow.store import Store
 from rlflow.suite import Suite, parse_suite
+from tests.matrix_command import invoke, meanwhile, tags, wait_until
 from tests.toys import EXPERIMENT, SUITE
 
 pytest_plugins = ("tests.mlflow_fixtures",)
-
-DEADLINE_S = 120
 
 
 @pytest.fixture
@@ -123,45 +116,6 @@ def test_another_configuration_under_the_same_cell_is_refused_with_the_differenc
     with pytest.raises(MatrixError, match=r"trainer.budget: planned 96, recorded 128"):
         refuse_other_configurations(cells, [recorded])
     refuse_other_configurations(cells[1:], [recorded])
-
-
-def invoke(suite: Path, results: Path, *arguments: str) -> Result:
-    """The command in this process; its children come from one fork server for all tests."""
-    return CliRunner().invoke(app, ["matrix", str(suite), "--results", str(results), "--jobs", "2", *arguments])
-
-
-@contextmanager
-def meanwhile(work: Callable[[], None]) -> Iterator[None]:
-    """Do `work` in a thread while the block runs; its error is raised after the block."""
-    errors: list[BaseException] = []
-
-    def guarded() -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-            os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=guarded)
-    thread.start()
-    yield
-    thread.join()
-    if errors:
-        raise errors[0]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    begin = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begin < DEADLINE_S
-        time.sleep(0.1)
-
-
-def tags(store: Store, experiment: str, algorithm: str) -> dict[str, str]:
-    found = store.client.get_experiment_by_name(experiment)
-    kind = f"tags.`rlflow.kind` = 'seed' and tags.`rlflow.algorithm` = '{algorithm}'"
-    runs = [] if found is None else store.client.search_runs([found.experiment_id], kind)
-    return dict(runs[0].data.tags) if runs else {}
 
 
 def test_a_matrix_is_idempotent_refuses_changes_and_adds_algorithms(store: Store, tmp_path: Path) -> None:

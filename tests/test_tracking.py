@@ -14,7 +14,7 @@ import pytest
 from rlflow import provenance, tracking
 from rlflow.cell import CellIdentity, SuitePlan
 from rlflow.store import Store, TrackingError, ensure_experiment, history, search_runs
-from rlflow.tracking import SeedTracker, ensure_board, ensure_cell, stale, start_seed
+from rlflow.tracking import SeedTracker, ensure_board, ensure_cell, stale, start_seed, summarise_cell
 
 pytest_plugins = ("tests.mlflow_fixtures",)
 
@@ -208,6 +208,32 @@ def test_cells_and_boards_are_created_once(store: Store, identity: Make) -> None
     experiment = ensure_experiment(store, "toy@1")
     assert [run.info.run_id for run in search_runs(store, experiment, {"kind": "leaderboard"})] == [board]
     assert json.loads(store.client.get_run(board).data.tags["rlflow.tasks"]) == ["toy/walk"]
+
+
+def test_a_cell_that_is_there_gets_what_it_lacks_and_nothing_else(
+    store: Store, identity: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = ensure_cell(store, identity(), seeds=(0, 1))
+    written: list[dict[str, str]] = []
+    monkeypatch.setattr(tracking, "set_tags", lambda store, run_id, tags: written.append(dict(tags)))
+    # Machines without a lock in common would take each other's seeds away if they wrote what they have read.
+    assert ensure_cell(store, identity(), seeds=(1,)) == cell
+    assert written == []
+    ensure_cell(store, identity(note="tight bound"), seeds=(0, 2))
+    assert written == [{"rlflow.seeds": "[0, 1, 2]", "rlflow.note": "tight bound"}]
+
+
+def test_a_summary_that_missed_a_seed_is_mended(store: Store, identity: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_seed(store, identity(), 0, final=2.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "_summarise", lambda *_: None)
+        cell = run_seed(store, identity(), 1, final=4.0).cell_run_id
+    assert store.client.get_run(cell).data.metrics["score/mean"] == pytest.approx(2.0, abs=EXACT)
+    summarise_cell(store, identity())
+    metrics = store.client.get_run(cell).data.metrics
+    # (2 + 4) / 2 of two seeds.
+    assert metrics["score/mean"] == pytest.approx(3.0, abs=EXACT)
+    assert metrics["score/n"] == pytest.approx(2.0, abs=EXACT)
 
 
 def test_plain_mlflow_and_pandas_print_the_board(store: Store, identity: Make) -> None:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rlflow.commands.options import DEFAULT_BUDGET, DEFAULT_RESULTS, Results, TrackingUri
+from rlflow.commands.options import DEFAULT_BUDGET, DEFAULT_RESULTS, Results, TrackingUri, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rlflow.matrix import Job
+    from rlflow.launcher import Launcher
+    from rlflow.matrix import Job, PlannedCell
     from rlflow.pool import Ended
     from rlflow.store import Store
     from rlflow.suite import Suite
-
-JOBS_PER_GPU = 4
 
 
 def matrix(
@@ -33,35 +31,65 @@ def matrix(
     ] = None,
     only: Annotated[str | None, typer.Option(help="Cells whose `algorithm task` holds this text or pattern.")] = None,
     add: Annotated[list[str] | None, typer.Option(help="A further algorithm, on all tasks of the suite.")] = None,
+    launcher: Annotated[
+        Literal["local", "ray"], typer.Option(help="Processes of this machine, or tasks of a running Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of the Ray cluster; the one that this machine is in, if not given.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what is done and what is to do.")] = False,
     tracking_uri: TrackingUri = None,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
     """Run every seed of every cell of SUITE that has no result, then print and write the leaderboard."""
+    from rlflow.matrix import plan_cells, selected
     from rlflow.suite import load_suite
 
     loaded = load_suite(suite)
     loaded.budget(budget)
-    _run(
-        loaded,
-        budget=budget,
-        seeds=range(seeds or loaded.seeds),
-        num_jobs=jobs,
-        only=only,
-        added=add or [],
-        dry_run=dry_run,
-        tracking_uri=tracking_uri,
-        results=results,
-    )
+    added = add or []
+    cells = selected(plan_cells(loaded, budget, added), only)
+    with _launcher(launcher, address, jobs, cells, tracking_uri, results) as place:
+        _run(
+            loaded,
+            cells,
+            place,
+            budget=budget,
+            seeds=range(seeds or loaded.seeds),
+            added=added,
+            dry_run=dry_run,
+            tracking_uri=tracking_uri,
+            results=results,
+        )
+
+
+def _launcher(
+    name: str,
+    address: str | None,
+    num_jobs: int | None,
+    cells: Sequence[PlannedCell],
+    tracking_uri: str | None,
+    results: Path,
+) -> AbstractContextManager[Launcher]:
+    configs = [cell.config for cell in cells]
+    if name == "ray":
+        from rlflow.ray_launch import connect
+
+        return connect(address, num_jobs=num_jobs, configs=configs, tracking_uri=tracking_uri, results=results)
+    if address is not None:
+        raise UsageError(f"--address {address} needs --launcher ray, found --launcher {name}")
+    from rlflow.launcher import ThisMachine
+
+    return nullcontext(ThisMachine(num_jobs, configs[0].trainer))
 
 
 def _run(
     suite: Suite,
+    cells: Sequence[PlannedCell],
+    place: Launcher,
     *,
     budget: str,
     seeds: Sequence[int],
-    num_jobs: int | None,
-    only: str | None,
     added: Sequence[str],
     dry_run: bool,
     tracking_uri: str | None,
@@ -71,27 +99,23 @@ def _run(
 
     from rlflow.display import grid
     from rlflow.leaderboard import read_cells, read_states
-    from rlflow.matrix import estimate_s, make_jobs, plan_cells, refuse_other_configurations, selected, suite_plan
+    from rlflow.matrix import estimate_s, make_jobs, refuse_other_configurations, suite_plan
 
-    cells = plan_cells(suite, budget, added)
-    chosen = selected(cells, only)
-    devices = _devices(chosen[0].config.trainer.accelerator)
-    num_jobs = num_jobs or (min(_num_cores(), JOBS_PER_GPU * len(devices)) if devices else _num_cores())
     store = _store(tracking_uri, results, dry_run)
     experiment = suite.experiment(budget)
     states = {} if store is None else read_states(store, experiment)
     if store is not None:
-        refuse_other_configurations(chosen, read_cells(store, experiment))
-    jobs = make_jobs(chosen, seeds, states, results)
+        refuse_other_configurations(cells, read_cells(store, experiment))
+    jobs = make_jobs(cells, seeds, states, results)
     console = Console(soft_wrap=True, highlight=False)
-    console.print(grid(jobs, estimate_s(jobs), num_jobs))
+    console.print(grid(jobs, estimate_s(jobs), place.num_jobs))
     if dry_run or store is None:
         return
     from rlflow.tracking import ensure_board
 
     with _alone(results, experiment):
         ensure_board(store, experiment, suite_plan(suite, seeds, added))
-        ended, stopped = _train(jobs, store, num_jobs, devices, tracking_uri, results)
+        ended, stopped = _train(jobs, store, place, tracking_uri or store.uri, results)
     _print_board(console, store, experiment, results / budget / f"{suite.name}@{suite.version}")
     failed = sum(end.progress.outcome in ("failed", "interrupted") for end in ended)
     if failed or stopped:
@@ -100,38 +124,20 @@ def _run(
 
 
 def _train(
-    jobs: Sequence[Job],
-    store: Store,
-    num_jobs: int,
-    devices: Sequence[str],
-    tracking_uri: str | None,
-    results: Path,
+    jobs: Sequence[Job], store: Store, place: Launcher, tracking_uri: str, results: Path
 ) -> tuple[list[Ended], bool]:
     from rlflow.display import MatrixView
-    from rlflow.launch import limit_threads, start, warm_up
     from rlflow.matrix import estimate_s
     from rlflow.pool import run_all
-    from rlflow.registry import find
 
-    pending = [job for job in jobs if job.pending]
-    num_threads = max(1, _num_cores() // num_jobs)
-    plans = [
-        job.plan(
-            tracking_uri=tracking_uri or store.uri,
-            results=results,
-            num_threads=num_threads,
-            device=devices[i % len(devices)] if devices else None,
-        )
-        for i, job in enumerate(pending)
-    ]
+    plans = []
+    for i, job in enumerate(job for job in jobs if job.pending):
+        num_threads, device = place.share(job.cell.config.trainer, i)
+        plans.append(job.plan(tracking_uri=tracking_uri, results=results, num_threads=num_threads, device=device))
     if not plans:
         return [], False
-    limit_threads(num_threads)
-    names = {("task", job.cell.identity.task) for job in pending}
-    names |= {("algorithm", job.cell.config.algorithm_name) for job in pending}
-    context = warm_up(sorted({find(*name).target.partition(":")[0] for name in names}))
-    with MatrixView(len(plans), num_jobs, estimate_s(jobs)) as view:
-        ended, stopped = run_all(plans, num_jobs, lambda plan: start(plan, context), view)
+    with MatrixView(len(plans), place.num_jobs, estimate_s(jobs)) as view, place.ready(store, plans, view.say) as start:
+        ended, stopped = run_all(plans, place.num_jobs, start, view)
     for end in ended:
         if end.died:
             _record_death(store, end)
@@ -170,21 +176,6 @@ def _store(tracking_uri: str | None, results: Path, dry_run: bool) -> Store | No
     if dry_run and tracking_uri is None and not (results / DEFAULT_DATABASE).exists():
         return None
     return open_store(tracking_uri, results=results, create=not dry_run)
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _devices(accelerator: str) -> list[str]:
-    """Visible CUDA devices as values of CUDA_VISIBLE_DEVICES; none where the CPU is asked for."""
-    if accelerator not in ("auto", "gpu", "cuda"):
-        return []
-    import torch
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    return names[: torch.cuda.device_count()]
 
 
 @contextmanager
