@@ -102,6 +102,10 @@ class Task(ABC):
     def starts(self) -> Sequence[int]:
         """Ids of the training starts (prompt indices, seeds); never overlaps the evaluation set."""
 
+    def evaluation_starts(self) -> Sequence[int] | None:
+        """Ids of the evaluation set in the numbering of `starts`; None where it is numbered in another way."""
+        return None
+
     @abstractmethod
     def build_policy(self, requires: frozenset[str]) -> Policy:
         """The policy with exactly the heads that `requires` names; initial weights come from torch's global RNG."""

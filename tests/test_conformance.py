@@ -1,6 +1,6 @@
 """The invariants of every pair: each algorithm and its variants, on every policy kind that it can use."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -16,22 +16,17 @@ from rlflow.rollout import Targets
 from rlflow.testing import (
     ConformanceError,
     algorithm_checks,
-    check_evaluation_is_frozen,
+    check_constructor_is_the_configuration,
     check_gradient_ignores_micro_batches_and_row_order,
     check_gradient_ignores_padding,
     check_masked_decisions_have_no_gradient,
     check_ratio_is_one_on_the_first_minibatch,
     check_requires_known_capabilities,
     check_rewarded_decision_becomes_likelier,
-    check_rollout_is_reproducible,
-    check_rollout_shapes_and_groups,
-    check_score_is_finite_and_named,
-    check_state_round_trip,
     check_targets_carry_no_gradient,
-    task_checks,
     usable_kinds,
 )
-from rlflow.toy import KINDS, ToyTask
+from rlflow.toy import KINDS
 
 CHECKS = algorithm_checks()
 QUICK_CHECKS = [c for c in CHECKS if c is not check_rewarded_decision_becomes_likelier]
@@ -93,12 +88,6 @@ def test_every_default_runs_on_every_policy_kind():
     assert usable_kinds(Ppo(entropy_weight=0.1)) == ["gaussian", "causal_lm"]
 
 
-@pytest.mark.parametrize("check", task_checks(), ids=lambda c: c.__name__)
-@pytest.mark.parametrize("kind", KINDS)
-def test_toy_task(kind, check):
-    check(ToyTask(kind=kind, horizon=3))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Broken(Algorithm):
     """REINFORCE with one defect, to see that the checks bite."""
@@ -107,13 +96,17 @@ class Broken(Algorithm):
 
     @property
     def requires(self):
-        return frozenset({"logprob"} if self.defect == "requires" else {"log_prob"})
+        return frozenset({"requires": {"logprob"}, "entropy": {"log_prob", "entropy"}}.get(self.defect, {"log_prob"}))
 
     def targets(self, policy, rollout):
+        if self.defect == "zero":
+            rollout = rollout.replace(reward=rollout.reward / 0)
         if self.defect == "old":
             rollout.old_log_prob = rollout.old_log_prob + 1e-4
         sign = -1.0 if self.defect == "sign" else 1.0
         advantage = sign * (rollout.reward.sum(1, keepdim=True) - 0.5).expand_as(rollout.reward)
+        if self.defect == "gradient":
+            advantage = advantage.clone().requires_grad_()
         return Targets(tensors={"advantage": advantage[:, 0] if self.defect == "shape" else advantage})
 
     def loss(self, policy, minibatch):
@@ -124,6 +117,8 @@ class Broken(Algorithm):
             return Loss(terms={"policy": -minibatch.mean(gain * torch.arange(gain.shape[0])[:, None])})
         if self.defect == "mask":
             return Loss(terms={"policy": -gain.sum() / minibatch.global_decisions})
+        if self.defect == "constant":
+            gain = gain.detach() + 0.0 * gain
         metrics = {"ratio": minibatch.mean(torch.full_like(gain, 1.01))} if self.defect == "ratio" else {}
         return Loss(terms={"policy": -minibatch.mean(gain)}, metrics=metrics)
 
@@ -139,8 +134,10 @@ def test_the_sound_model_of_the_defects_passes(check):
         ("requires", check_requires_known_capabilities, "unknown capabilities"),
         ("old", check_ratio_is_one_on_the_first_minibatch, "delta log_prob"),
         ("ratio", check_ratio_is_one_on_the_first_minibatch, "ratio 1.0"),
+        ("zero", check_targets_carry_no_gradient, "target advantage is not finite"),
         ("mean", check_gradient_ignores_micro_batches_and_row_order, "micro-batches of 3 rows"),
         ("rows", check_gradient_ignores_micro_batches_and_row_order, "the gradient of"),
+        ("constant", check_gradient_ignores_micro_batches_and_row_order, "the gradient is 0.0"),
         ("mask", check_gradient_ignores_padding, "two masked rows"),
         ("mask", check_masked_decisions_have_no_gradient, "where mask is False"),
         ("sign", check_rewarded_decision_becomes_likelier, "share of the rewarded arm"),
@@ -156,46 +153,39 @@ def test_the_check_catches_targets_of_another_shape():
         check_targets_carry_no_gradient(Broken(defect="shape"))
 
 
-@dataclass(kw_only=True)
-class BrokenToy(ToyTask):
-    """The toy with one defect."""
+def test_the_check_catches_targets_with_a_gradient():
+    with pytest.raises(ValueError, match="target 'advantage' carries a gradient"):
+        check_targets_carry_no_gradient(Broken(defect="gradient"))
 
-    defect: str = ""
 
-    def rollout(self, policy, starts, noise):
-        rollout = super().rollout(policy, starts, noise)
-        if self.defect == "random":
-            rollout.action["action"] = torch.randn_like(rollout.action["action"])
-        if self.defect == "group":
-            rollout.group = torch.arange(rollout.num_rollouts)
-        return rollout
+def test_the_check_catches_what_no_policy_offers(monkeypatch):
+    monkeypatch.setattr("rlflow.testing.KINDS", ("flow",))
+    with pytest.raises(ConformanceError, match=r"no policy offers all of \['entropy', 'log_prob'\]"):
+        check_requires_known_capabilities(Broken(defect="entropy"))
 
-    def score(self, rollout):
-        scored = super().score(rollout)
-        if self.defect == "silent":
-            return replace(scored, reward_terms={})
-        if self.defect == "nan":
-            return replace(scored, reward=scored.reward / 0 * 0)
-        return scored
 
-    def evaluate(self, policy, noise):
-        result = super().evaluate(policy, noise)
-        if self.defect == "thawed":
-            result.metrics["score"] += float(noise.uniform((1,)))
-        return result
+class Undecorated(Broken):
+    beta: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untyped(Broken):
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unset(Broken):
+    beta: float
 
 
 @pytest.mark.parametrize(
-    ("defect", "check", "message"),
+    ("algorithm", "words"),
     [
-        ("random", check_rollout_is_reproducible, "action.action differs"),
-        ("random", check_state_round_trip, "after a state round trip differ"),
-        ("group", check_rollout_shapes_and_groups, "group sizes"),
-        ("silent", check_score_is_finite_and_named, "no reward_terms"),
-        ("nan", check_score_is_finite_and_named, "not finite"),
-        ("thawed", check_evaluation_is_frozen, "two evaluations of one policy differ"),
+        (Undecorated(), "not a dataclass of its own"),
+        (Untyped(), "cannot be read from a configuration"),
+        (Unset(beta=0.1), r"fields \['beta'\] have no default"),
     ],
 )
-def test_the_task_checks_catch_a_defect(defect, check, message):
-    with pytest.raises(ConformanceError, match=message):
-        check(BrokenToy(defect=defect))
+def test_settings_that_are_no_configuration(algorithm, words):
+    with pytest.raises(ConformanceError, match=words):
+        check_constructor_is_the_configuration(algorithm)

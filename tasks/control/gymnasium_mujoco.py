@@ -126,6 +126,10 @@ class GymnasiumMujoco(Task):
         """Training seeds; those below belong to evaluation."""
         return range(NUM_EVAL_SEEDS, NUM_EVAL_SEEDS + SEED_RANGE)
 
+    def evaluation_starts(self) -> Sequence[int]:
+        """The seeds that `evaluate` plays."""
+        return range(self.eval_episodes)
+
     def build_policy(self, requires: frozenset[str]) -> Policy:
         """Gaussian or flow policy with the heads that `requires` names."""
         return build_policy(

@@ -122,6 +122,10 @@ class Shapes(Task):
         """Prompts that are not held out, each kind with its share of `STARTS_PER_PASS`."""
         return training_starts()
 
+    def evaluation_starts(self) -> Sequence[int]:
+        """The held-out prompts that `evaluate` draws."""
+        return [int(row) for row in evaluation_prompts()[: self.evaluation_groups]]
+
     def build_policy(self, requires: frozenset[str]) -> Policy:
         """The base network with heads on the caption's words; the base's weights do not depend on the seed."""
         width = CAPTION_LENGTH * len(VOCABULARY)

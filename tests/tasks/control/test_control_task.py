@@ -145,7 +145,7 @@ def test_state_of_another_number_of_processes_is_refused():
 @pytest.mark.parametrize("check", task_checks(), ids=lambda check: check.__name__)
 def test_task_passes_the_public_conformance_checks(check):
     task, _ = opened("control/Hopper-v5")
-    check(task)
+    assert check(task) is None
 
 
 def test_same_seed_gives_the_same_rollout_and_another_seed_does_not():

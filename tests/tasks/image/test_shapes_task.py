@@ -1,7 +1,6 @@
 """The task against the contract, on a random network of a few thousand weights; the shipped base where it matters."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import torch
 from rlflow.config import resolve
 from rlflow.policies.flow import FlowConfig
 from rlflow.random import Noise, generator
-from rlflow.task import Task
-from rlflow.testing import task_checks
+from rlflow.testing import TaskCheck, task_checks
 from tasks.image.networks import ShapesNet, ShapesNetConfig, load_network
 from tasks.image.pretrain import save_base
 from tasks.image.prompts import KIND_WEIGHTS, KINDS, catalogue
@@ -48,8 +46,8 @@ def _rollout(task: Shapes, requires: frozenset[str] = frozenset({"log_prob"}), s
 
 
 @pytest.mark.parametrize("check", task_checks(), ids=lambda check: check.__name__)
-def test_conformance(check: Callable[[Task], None], task: Shapes) -> None:
-    check(task)
+def test_conformance(check: TaskCheck, task: Shapes) -> None:
+    assert check(task) is None
 
 
 def test_starts_keep_the_split_and_the_mix() -> None:
