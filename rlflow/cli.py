@@ -10,9 +10,11 @@ import typer
 from typer.core import TyperGroup
 
 from rlflow.commands.board import leaderboard
+from rlflow.commands.check import check
 from rlflow.commands.checkpoint import evaluate, sample
 from rlflow.commands.doctor import doctor
 from rlflow.commands.matrix import matrix
+from rlflow.commands.new import new
 from rlflow.commands.plugins import list_plugins, pretrain
 from rlflow.commands.train import train
 from rlflow.launch import quiet_libraries
@@ -28,6 +30,7 @@ EXPECTED_ERRORS = frozenset(
         "rlflow.report.ReportError",
         "rlflow.registry.UnknownNameError",
         "rlflow.run.BuildError",
+        "rlflow.scaffold.ScaffoldError",
         "rlflow.settings.ConfigError",
         "rlflow.store.TrackingError",
         "rlflow.suite.SuiteError",
@@ -71,6 +74,8 @@ app.command()(leaderboard)
 app.command("eval")(evaluate)
 app.command()(sample)
 app.command("list")(list_plugins)
+app.command()(new)
+app.command()(check)
 app.command()(pretrain)
 app.command()(doctor)
 

@@ -7,19 +7,22 @@ and `trainer` (below). Layers, later wins: field defaults, the task's preset YAM
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlflow.algorithm import Algorithm
+from rlflow.algorithm import Algorithm, Loss
 from rlflow.pairing import check_config
+from rlflow.policy import Policy
 from rlflow.registry import Entry, did_you_mean, find
+from rlflow.rollout import Minibatch, Rollout, Targets
 from rlflow.settings import SECTIONS, Config, ConfigError, TrainerConfig, Update, flatten
 from rlflow.task import Task
 
-__all__ = ["SECTIONS", "Config", "ConfigError", "TrainerConfig", "Update", "from_resolved", "resolve"]
+__all__ = ["SECTIONS", "Config", "ConfigError", "TrainerConfig", "Update", "from_resolved", "resolve", "resolve_task"]
 
 
 def resolve(
@@ -38,7 +41,36 @@ def resolve(
         ConfigError: Unknown key, wrong type, sizes that do not divide.
         MissingCapabilityError: The pairing cannot run.
     """
-    algorithm_class = find("algorithm", algorithm).load()
+    return _resolve(algorithm, find("algorithm", algorithm).load(), task, overrides, layers)
+
+
+def resolve_task(task: str, overrides: Sequence[str] = ()) -> Task:
+    """A task with its preset and overrides, for no algorithm in particular; raises what `resolve` raises."""
+    return _resolve("none", _NoAlgorithm, task, overrides, ()).task
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NoAlgorithm(Algorithm):
+    """Asks nothing of a task and learns nothing."""
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return frozenset()
+
+    def targets(self, policy: Policy, rollout: Rollout) -> Targets:
+        raise NotImplementedError
+
+    def loss(self, policy: Policy, minibatch: Minibatch) -> Loss:
+        raise NotImplementedError
+
+
+def _resolve(
+    algorithm: str,
+    algorithm_class: type,
+    task: str,
+    overrides: Sequence[str],
+    layers: Sequence[Mapping[str, Any]],
+) -> Config:
     entry = find("task", task)
     task_class = entry.load()
     schema = _schema(algorithm_class, task_class)

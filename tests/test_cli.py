@@ -42,7 +42,7 @@ def test_help_is_quick_and_loads_no_heavy_library() -> None:
     code, output = run("--help")
     assert code == 0
     assert time.process_time() - begin < 1.0
-    for command in ("train", "matrix", "leaderboard", "eval", "sample", "list", "pretrain", "doctor"):
+    for command in ("train", "matrix", "leaderboard", "eval", "sample", "list", "new", "check", "pretrain", "doctor"):
         assert f" {command} " in output
 
 
