@@ -20,10 +20,13 @@ class SeedResult:
         detail: Stage and step of a divergence, or the error.
         steps: Samples consumed at each evaluation, `[P]`.
         scores: Raw evaluation scores, `[P]`.
+        seconds: Training seconds, without evaluation, at each evaluation, `[P]`; empty where they were not recorded.
         final: Raw final score; None where the seed does not count (yet).  A diverged seed has the untrained score.
         normalised: Final score between the anchors; 0 for a diverged seed.
         guards: Untrained and last value of each metric that guards the score.
         wall_s: Seconds of the run.
+        on_gpu: Whether the seconds were spent on a GPU.
+        hardware: Of the machine that the run ended on.
         run_id: MLflow run.
     """
 
@@ -32,10 +35,13 @@ class SeedResult:
     detail: str = ""
     steps: tuple[int, ...] = ()
     scores: tuple[float, ...] = ()
+    seconds: tuple[float, ...] = ()
     final: float | None = None
     normalised: float | None = None
     guards: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     wall_s: float = 0.0
+    on_gpu: bool = False
+    hardware: str = ""
     run_id: str = ""
 
 
@@ -85,7 +91,10 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
-    """One algorithm over all columns; without rank, tier and M where a column or a seed is missing."""
+    """One algorithm over all columns; without rank, tier and M where a column or a seed is missing.
+
+    `rank_shares` are the probabilities of the ranks 1, 2, ... by bootstrap; empty where there is no interval.
+    """
 
     algorithm: str
     cells: dict[str, Cell]
@@ -98,6 +107,7 @@ class Entrant:
     tier: int | None = None
     mean_rank: float | None = None
     first_probability: float | None = None
+    rank_shares: tuple[float, ...] = ()
 
     @property
     def wall_s(self) -> float:

@@ -8,16 +8,17 @@ from itertools import combinations
 from math import comb, prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlflow.stats import (
     NUM_REPLICATES,
     FloatArray,
     Interval,
     Scores,
-    bootstrap,
     expanded_tail,
     headline,
     interval_from_replicates,
+    resampled,
 )
 
 SIGNIFICANCE = 0.05
@@ -25,28 +26,29 @@ MAX_ENUMERATED = 4_000_000
 NUM_RANDOM_ARRANGEMENTS = 100_000
 
 
-def probability_of_improvement(first: Scores, second: Scores) -> FloatArray:
-    """Chance that a run of `first` beats a run of `second` on the same task, ties half, mean over tasks, `[...]`.
+def probability_of_improvement(first: Scores, second: Scores) -> float:
+    """Chance that a run of `first` beats a run of `second` on the same task, ties half, mean over tasks.
 
     Per task the Mann-Whitney U divided by the number of pairs (Agarwal et al. 2021, eq. 2).
     """
     _same_tasks(first, second)
-    wins = []
-    for task in sorted(first):
-        difference = first[task][..., :, None] - second[task][..., None, :]  # [..., N, N']
-        wins.append(np.mean((difference > 0) + 0.5 * (difference == 0), axis=(-2, -1)))
-    return np.asarray(np.mean(wins, axis=0))
+    return float(np.mean([np.mean(_wins(first[task], second[task])) for task in sorted(first)]))
 
 
 def improvement_interval(
     first: Scores, second: Scores, generator: np.random.Generator, num_replicates: int = NUM_REPLICATES
 ) -> Interval:
     """Probability of improvement with limits from resampling both entrants' seeds; the wider expansion of the two."""
-    replicates = probability_of_improvement(
-        bootstrap(first, generator, num_replicates), bootstrap(second, generator, num_replicates)
-    )
+    _same_tasks(first, second)
+    own, other = _times_drawn(first, generator, num_replicates), _times_drawn(second, generator, num_replicates)
+    shares = [
+        np.sum((own[task] @ _wins(first[task], second[task])) * other[task], axis=1)
+        / (len(first[task]) * len(second[task]))
+        for task in sorted(first)
+    ]
+    replicates = np.asarray(np.mean(shares, axis=0))  # [R]
     tail = min(expanded_tail(first), expanded_tail(second))
-    return interval_from_replicates(float(probability_of_improvement(first, second)), replicates, tail)
+    return interval_from_replicates(probability_of_improvement(first, second), replicates, tail)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +61,28 @@ class PermutationTest:
     num_arrangements: int
 
 
+class Arrangements:
+    """Random exchanges of labels for tests that cannot count all, drawn once for all pairs of a board.
+
+    Which ones are drawn depends on the seed, the place of the task and the numbers of seeds alone.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._drawn: dict[tuple[int, int, int], NDArray[np.bool_]] = {}
+
+    def draw(self, place: int, num_first: int, num_second: int) -> NDArray[np.bool_]:
+        """Which seeds of task number `place` are called the first entrant's, `[100,000, num_first + num_second]`."""
+        key = (place, num_first, num_second)
+        if key not in self._drawn:
+            labels = np.arange(num_first + num_second) < num_first
+            rows = np.tile(labels, (NUM_RANDOM_ARRANGEMENTS, 1))
+            self._drawn[key] = np.random.default_rng([self._seed, *key]).permuted(rows, axis=1)
+        return self._drawn[key]
+
+
 def permutation_test(
-    first: Scores, second: Scores, generator: np.random.Generator, max_enumerated: int = MAX_ENUMERATED
+    first: Scores, second: Scores, arrangements: Arrangements, max_enumerated: int = MAX_ENUMERATED
 ) -> PermutationTest:
     """Exchange the entrants' labels among the seeds of each task and ask how often |difference of M| is as large.
 
@@ -70,7 +92,7 @@ def permutation_test(
     Args:
         first: scores `[N]` per task.
         second: scores `[N']` per task, the same tasks.
-        generator: used only if a half has more than `max_enumerated` arrangements; then 100,000 are sampled.
+        arrangements: used only if a half has more than `max_enumerated` arrangements; then 100,000 are sampled.
         max_enumerated: size of the larger half up to which the test is exact.
     """
     _same_tasks(first, second)
@@ -79,7 +101,7 @@ def permutation_test(
     sizes = [prod(_num_arrangements(first[task], second[task]) for task in half) for half in halves]
     threshold = abs(difference) - 1e-12 * max(1.0, abs(difference))
     if max(sizes) > max_enumerated:
-        sampled = _sampled_differences(first, second, generator)
+        sampled = _sampled_differences(first, second, arrangements)
         count = int(np.sum(np.abs(sampled) >= threshold))
         p_value = (1 + count) / (1 + NUM_RANDOM_ARRANGEMENTS)
         return PermutationTest(
@@ -148,6 +170,24 @@ def _same_tasks(first: Scores, second: Scores) -> None:
         raise ValueError(f"expected the same tasks on both sides, found {sorted(first)} and {sorted(second)}")
 
 
+def _wins(first: FloatArray, second: FloatArray) -> FloatArray:
+    """1 where a run of `first` beats one of `second`, .5 where they tie, `[N, N']`."""
+    difference = first[:, None] - second[None, :]
+    return np.asarray((difference > 0) + 0.5 * (difference == 0))
+
+
+def _times_drawn(scores: Scores, generator: np.random.Generator, num_replicates: int) -> dict[str, FloatArray]:
+    """How often each bootstrap replicate has each seed, `[R, N]` per task: replicates then are matrix products."""
+    counts = {}
+    for task, rows in resampled(scores, generator, num_replicates).items():
+        num_seeds = rows.shape[1]
+        places = rows + num_seeds * np.arange(num_replicates)[:, None]
+        counts[task] = (
+            np.bincount(places.ravel(), minlength=num_replicates * num_seeds).reshape(-1, num_seeds).astype(np.float64)
+        )
+    return counts
+
+
 def _num_arrangements(first: FloatArray, second: FloatArray) -> int:
     return comb(len(first) + len(second), len(first))
 
@@ -175,11 +215,11 @@ def _half_sums(first: Scores, second: Scores, half: Sequence[str], num_tasks: in
     return sums
 
 
-def _sampled_differences(first: Scores, second: Scores, generator: np.random.Generator) -> FloatArray:
+def _sampled_differences(first: Scores, second: Scores, arrangements: Arrangements) -> FloatArray:
     differences = np.zeros(NUM_RANDOM_ARRANGEMENTS)
-    for task in sorted(first):
+    for place, task in enumerate(sorted(first)):
+        num_first, num_second = len(first[task]), len(second[task])
         pool = np.concatenate([first[task], second[task]])
-        shuffled = generator.permuted(np.tile(pool, (NUM_RANDOM_ARRANGEMENTS, 1)), axis=1)
-        num_first = len(first[task])
-        differences += shuffled[:, :num_first].mean(axis=1) - shuffled[:, num_first:].mean(axis=1)
+        totals = arrangements.draw(place, num_first, num_second) @ pool
+        differences += totals / num_first - (pool.sum() - totals) / num_second
     return differences / len(first)

@@ -13,6 +13,7 @@ from rlflow import stats
 from rlflow.board import Board, Cell, Entrant, Pair
 from rlflow.cell import SuitePlan
 from rlflow.comparison import (
+    Arrangements,
     holm,
     improvement_interval,
     permutation_test,
@@ -118,7 +119,7 @@ def _score(name: str, row: dict[str, Cell], digest: str) -> Entrant:
         cells=row,
         complete=True,
         headline=float(stats.headline(scores)),
-        interval=stats.interval(scores, stats.headline, _generator(digest, "headline", name)) if enough else None,
+        interval=stats.interval(scores, stats.headline, stream(digest, "headline", name)) if enough else None,
         interquartile_mean=float(stats.interquartile_mean(scores)),
         optimality_gap=float(stats.optimality_gap(scores)),
     )
@@ -126,11 +127,12 @@ def _score(name: str, row: dict[str, Cell], digest: str) -> Entrant:
 
 def _compare(entrants: dict[str, Entrant], digest: str) -> tuple[Pair, ...]:
     names = sorted(entrants, key=lambda name: (-_headline(entrants[name]), name))
+    arrangements = Arrangements(seed_of(digest, "arrangements"))
     drafts = []
     for first, second in combinations(names, 2):
-        generator = _generator(digest, "pair", first, second)
+        generator = stream(digest, "pair", first, second)
         a, b = entrants[first], entrants[second]
-        test = permutation_test(a.scores, b.scores, generator)
+        test = permutation_test(a.scores, b.scores, arrangements)
         both = a.interval is not None and b.interval is not None
         interval = improvement_interval(a.scores, b.scores, generator) if both else None
         drafts.append((first, second, test, interval))
@@ -140,7 +142,7 @@ def _compare(entrants: dict[str, Entrant], digest: str) -> tuple[Pair, ...]:
             first=first,
             second=second,
             difference=test.difference,
-            improvement=float(probability_of_improvement(entrants[first].scores, entrants[second].scores)),
+            improvement=probability_of_improvement(entrants[first].scores, entrants[second].scores),
             improvement_interval=interval,
             p_value=test.p_value,
             adjusted=p,
@@ -156,10 +158,10 @@ def _rank(entrants: dict[str, Entrant], pairs: Sequence[Pair], digest: str) -> l
     shares: dict[str, FloatArray] = {}
     if entrants and all(entrant.interval is not None for entrant in entrants.values()):
         replicates = {
-            name: stats.headline(stats.bootstrap(entrant.scores, _generator(digest, "headline", name)))
+            name: stats.headline(stats.bootstrap(entrant.scores, stream(digest, "headline", name)))
             for name, entrant in entrants.items()
         }
-        shares = rank_distribution(replicates, _generator(digest, "ranks"))
+        shares = rank_distribution(replicates, stream(digest, "ranks"))
     ranked = []
     for rank, name in enumerate(sorted(estimates, key=lambda entry: (-estimates[entry], entry)), start=1):
         share = shares.get(name)
@@ -170,6 +172,7 @@ def _rank(entrants: dict[str, Entrant], pairs: Sequence[Pair], digest: str) -> l
                 tier=tier[name],
                 mean_rank=None if share is None else float(share @ np.arange(1, len(share) + 1)),
                 first_probability=None if share is None else float(share[0]),
+                rank_shares=() if share is None else tuple(share.tolist()),
             )
         )
     return ranked
@@ -180,7 +183,11 @@ def _headline(entrant: Entrant) -> float:
     return entrant.headline
 
 
-def _generator(digest: str, *names: str) -> np.random.Generator:
-    """A stream for each statistic of each entrant, so that adding an entrant changes no other one's limits."""
-    seed = hashlib.sha256("/".join((digest, *names)).encode()).digest()[:8]
-    return np.random.default_rng(int.from_bytes(seed, "big"))
+def stream(digest: str, *names: str) -> np.random.Generator:
+    """Random numbers for each statistic of each entrant, so that adding an entrant changes no other one's limits."""
+    return np.random.default_rng(seed_of(digest, *names))
+
+
+def seed_of(digest: str, *names: str) -> int:
+    """A seed from the suite's digest and the names of a statistic."""
+    return int.from_bytes(hashlib.sha256("/".join((digest, *names)).encode()).digest()[:8], "big")

@@ -117,10 +117,16 @@ def performance_profile(scores: Scores, thresholds: ArrayLike) -> FloatArray:
 
 def bootstrap(scores: Scores, generator: np.random.Generator, num_replicates: int = NUM_REPLICATES) -> Scores:
     """Resample seeds with replacement within each task, `[R, N]` per task: tasks are fixed, seeds are random."""
+    return {task: scores[task][rows] for task, rows in resampled(scores, generator, num_replicates).items()}
+
+
+def resampled(
+    scores: Scores, generator: np.random.Generator, num_replicates: int = NUM_REPLICATES
+) -> dict[str, NDArray[np.int64]]:
+    """Which seeds each replicate of `bootstrap` has, `[R, N]` per task."""
     _columns(scores)
     return {
-        task: scores[task][generator.integers(len(scores[task]), size=(num_replicates, len(scores[task])))]
-        for task in sorted(scores)
+        task: generator.integers(len(scores[task]), size=(num_replicates, len(scores[task]))) for task in sorted(scores)
     }
 
 

@@ -6,7 +6,9 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +42,17 @@ def store(migrated_database: Path, tmp_path: Path) -> Store:
     results.mkdir()
     shutil.copy(migrated_database, results / "mlflow.db")
     return open_store(results=results)
+
+
+def served(store: Store) -> Store:
+    """The same store as the client of a server sees it: what MLflow's client answers, and no database."""
+    client = SimpleNamespace(
+        _tracking_client=SimpleNamespace(store=object()),
+        get_experiment_by_name=store.client.get_experiment_by_name,
+        get_metric_history=store.client.get_metric_history,
+        search_runs=store.client.search_runs,
+    )
+    return replace(store, client=client)  # type: ignore[arg-type]
 
 
 @pytest.fixture

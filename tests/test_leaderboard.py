@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
-from pathlib import Path
 
 import pytest
 
+from rlflow import provenance
 from rlflow.cell import CellIdentity, SuitePlan
-from rlflow.leaderboard import read_board, read_cells, read_states
+from rlflow.leaderboard import read_board, read_cell, read_cells, read_states
 from rlflow.store import Store, TrackingError, ensure_experiment, log_metrics, set_tags
 from rlflow.tracking import ensure_board, ensure_cell, start_seed
+from tests.mlflow_fixtures import served
 
 pytest_plugins = ("tests.mlflow_fixtures",)
 
@@ -47,8 +46,33 @@ def test_the_board_is_read_from_the_curves(store: Store, identity: Make) -> None
     assert cell.seeds[1].steps == (0, 100, 200, 300, 400)
     assert cell.seeds[1].scores == (0.0, 1.0, 7.0, 8.0, 9.0)
     assert (board.footnotes, board.warnings) == (("tight",), ())
+    # a second per evaluation, 100 samples apart
+    assert (cell.seeds[1].seconds, cell.seeds[1].on_gpu) == ((0.0, 1.0, 2.0, 3.0, 4.0), False)
+    assert cell.seeds[1].hardware == provenance.hardware()
     assert board.provenance[0].startswith("commit ")
     assert board == read_board(store, "toy@1")
+
+
+def test_seconds_are_read_at_the_evaluations_or_not_at_all(store: Store, identity: Make) -> None:
+    for seed, last_cost in ((0, {"cost/wall_s": 40.0, "cost/gpu_s": 40.0}), (1, {})):
+        tracker = start_seed(store, identity(), seed=seed, config=CONFIG)
+        for step in (0, 100, 200, 300):
+            tracker.log({"eval/score": 1.0, "cost/wall_s": step / 10}, step)
+            tracker.log({"cost/wall_s": step / 10 + 5}, step + 50)
+        tracker.log({"eval/score": 1.0, **last_cost}, 400)
+        tracker.finish("finished")
+    first, second = read_board(store, "toy@1").entrants[0].cells["toy/walk"].seeds
+    assert (first.seconds, first.on_gpu) == ((0.0, 10.0, 20.0, 30.0, 40.0), True)
+    # No cost at the last evaluation: no curve against seconds.
+    assert (second.seconds, second.on_gpu) == ((), False)
+
+
+def test_one_cell_is_read_like_the_board(store: Store, identity: Make) -> None:
+    run_seed(store, identity("ppo"), 0, [0, 3, 6, 6, 6])
+    run_seed(store, identity("ppo"), 1, [0, 1, 7, 8, 9])
+    run_seed(store, identity("fpo"), 0, [0, 9, 3, 3, 3])
+    (ppo,) = [entrant for entrant in read_board(store, "toy@1").entrants if entrant.algorithm == "ppo"]
+    assert read_cell(store, "toy@1", identity("ppo").cell_id) == ppo.cells["toy/walk"]
 
 
 def test_guards_are_read_before_training_and_at_the_end(store: Store, identity: Make) -> None:
@@ -157,13 +181,19 @@ def test_a_suite_that_has_not_run_is_named_with_those_that_have(store: Store, id
     assert (read_states(store, "core@1"), read_cells(store, "core@1")) == ({}, [])
 
 
-def test_more_runs_than_a_page_are_all_read(
-    store: Store, identity: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("rlflow.leaderboard.PAGE", 2)
+def test_a_server_and_its_database_tell_the_same(store: Store, identity: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One cell and three seeds: more than one page.
+    monkeypatch.setattr("rlflow.leaderboard_runs.PAGE", 2)
     for seed in range(3):
-        run_seed(store, identity(), seed, [0, 6, 6, 6])
-    assert len(read_board(store, "toy@1").ranked[0].cells["toy/walk"].raw) == 3
-    with closing(sqlite3.connect(tmp_path / "results/mlflow.db")) as connection:
-        # one cell and three seeds: more than one page
-        assert connection.execute("SELECT COUNT(*) FROM runs").fetchone() == (4,)
+        run_seed(store, identity(guards=("score",)), seed, [0, 6, 6, 6])
+    board = read_board(store, "toy@1")
+    assert len(board.ranked[0].cells["toy/walk"].raw) == 3
+    assert read_board(served(store), "toy@1") == board
+    assert read_states(served(store), "toy@1") == read_states(store, "toy@1")
+    assert read_cells(served(store), "toy@1") == read_cells(store, "toy@1")
+
+
+def test_a_deleted_run_is_no_part_of_the_board(store: Store, identity: Make) -> None:
+    run_seed(store, identity(), 0, [0, 6, 6, 6])
+    store.client.delete_run(run_seed(store, identity(), 1, [0, 9, 9, 9]))
+    assert read_board(store, "toy@1").entrants[0].cells["toy/walk"].raw.tolist() == [6.0]
