@@ -16,6 +16,9 @@ from rlflow.toy import KINDS
 SMALL = {"groups_per_rollout": 3, "group_size": 2}
 """Sizes at which a task is checked where its own are larger: the answers are the same, the time is not."""
 
+MANY = 2520
+"""Groups at which an algorithm is configured: rows of 1 to 10 decisions divide them, and none is rolled out."""
+
 
 def examine_plugin(kind: str, name: str, overrides: Sequence[str] = ()) -> Iterator[Finding]:
     """Findings of a plugin: whether it can be built, then check by check.
@@ -59,11 +62,8 @@ def _examine(
 
 
 def _algorithm(name: str, plugin: type[Algorithm], overrides: Sequence[str]) -> Algorithm:
-    default = plugin()
-    # As many rows as any number of decisions a row divides.
-    kind, decisions = (usable_kinds(default) or KINDS)[0], default.row_decisions
-    sizes = [f"task.kind={kind}", f"task.horizon={decisions}", f"task.groups_per_rollout={4 * decisions}"]
-    return resolve(name, "toy", [*sizes, *overrides]).algorithm
+    kind = (usable_kinds(plugin()) or KINDS)[0]
+    return resolve(name, "toy", [f"task.kind={kind}", f"task.groups_per_rollout={MANY}", *overrides]).algorithm
 
 
 def _task(name: str, overrides: Sequence[str]) -> Task:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from algorithms.flowrl import FlowRL
 from algorithms.reinforce_pp import ReinforcePP
 from rlflow import examination, registry
 from rlflow.cli import app
@@ -178,6 +179,15 @@ def test_a_task_is_checked_small_where_it_allows(
         ("check_is_built", "pass", ""),
         ("check_sizes", "pass", ""),
     ]
+
+
+def test_an_algorithm_is_checked_with_the_settings_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check_window(algorithm: FlowRL) -> None:
+        demand(algorithm.row_decisions == 3, f"{algorithm}", "")
+
+    monkeypatch.setattr(examination, "algorithm_checks", lambda: [check_window])
+    assert [f.verdict for f in examine_plugin("algorithm", "flowrl")] == ["pass", "fail"]
+    assert [f.verdict for f in examine_plugin("algorithm", "flowrl", ["algorithm.window=3"])] == ["pass", "pass"]
 
 
 def test_checks_go_on_after_a_failure() -> None:
