@@ -19,7 +19,7 @@ from rlflow.ray_node import INTERRUPTED, Ending, Notice
 from rlflow.tracker import Outcome
 
 MAX_LOSSES = 3
-CHECK_S = 1.0
+CHECK_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
