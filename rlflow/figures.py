@@ -1,4 +1,4 @@
-"""The board's figures: M with limits, learning curves, seeds of a task; byte-identical when drawn again."""
+"""The board's figures: M with limits, seeds of a task, and those of its neighbours; byte-identical when drawn again."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlflow.board import Board, Cell
+from rlflow.board import Board
+from rlflow.equal_cost import equal_cost
 from rlflow.figures_compare import draw_comparisons
+from rlflow.figures_curves import cells_of, draw_curves, draw_seconds
 from rlflow.figures_style import INK, PAPER, STYLE, canvas, style_of
-from rlflow.report_text import unit_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,16 +20,24 @@ if TYPE_CHECKING:
 
 
 def draw_all(board: Board) -> dict[str, Figure]:
-    """Every figure by its file stem: over all tasks (`headline`, comparisons), `curves_*` and `seeds_*` by column."""
+    """Every figure by its file stem: over all tasks (`headline`, comparisons), then by column.
+
+    Of a column: `curves_*` against samples, `seconds_*` against training seconds, `seeds_*` with all final scores.
+    """
     from matplotlib import rc_context
 
+    equal = equal_cost(board).columns
     with rc_context(STYLE):
         figures = {"headline": draw_headline(board)} if board.ranked else {}
         figures |= draw_comparisons(board)
         for column in board.columns:
-            if any(seed.steps for cell in _cells(board, column).values() for seed in cell.seeds):
+            cells = cells_of(board, column).values()
+            if any(seed.steps for cell in cells for seed in cell.seeds):
                 figures[f"curves_{slug(column)}"] = draw_curves(board, column)
-            if any(len(cell.raw) for cell in _cells(board, column).values()):
+            if any(seed.seconds for cell in cells for seed in cell.seeds):
+                equal_s = equal[column].seconds if column in equal else None
+                figures[f"seconds_{slug(column)}"] = draw_seconds(board, column, equal_s)
+            if any(len(cell.raw) for cell in cells):
                 figures[f"seeds_{slug(column)}"] = draw_seeds(board, column)
     return figures
 
@@ -49,32 +58,9 @@ def draw_headline(board: Board) -> Figure:
     return figure
 
 
-def draw_curves(board: Board, column: str) -> Figure:
-    """Raw evaluation score against samples: every seed thin, the mean over finished seeds thick."""
-    figure, axes = canvas(6.4, 4.0)
-    cells = _cells(board, column)
-    for algorithm, cell in cells.items():
-        style = style_of(board, algorithm)
-        for seed in cell.seeds:
-            axes.plot(seed.steps, seed.scores, color=style["color"], linewidth=0.7, alpha=0.35)
-            if seed.outcome == "diverged" and seed.steps:
-                axes.plot(seed.steps[-1:], seed.scores[-1:], color=style["color"], marker="x", markersize=8)
-        steps, mean = _mean_curve(cell)
-        axes.plot(steps, mean, label=algorithm, linewidth=1.8, markersize=4.5, **style)
-    first = next(iter(cells.values()))
-    for height, name in ((first.anchor_base, "untrained (0)"), (first.anchor_reference, "reference (1)")):
-        axes.axhline(height, color=INK, linewidth=0.8, linestyle=":")
-        axes.annotate(name, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
-    axes.set_xlabel(f"samples ({unit_text(first)})")
-    axes.set_ylabel("evaluation score")
-    axes.xaxis.set_major_formatter(_thousands)
-    figure.legend(loc="outside lower center", ncols=min(3, len(cells)))
-    return figure
-
-
 def draw_seeds(board: Board, column: str) -> Figure:
     """Normalised final score of every seed as a dot, the mean as a bar; a diverged seed is a cross at 0."""
-    cells = {name: cell for name, cell in _cells(board, column).items() if len(cell.raw)}
+    cells = {name: cell for name, cell in cells_of(board, column).items() if len(cell.raw)}
     figure, axes = canvas(6.4, 1.1 + 0.36 * len(cells))
     for row, (algorithm, cell) in enumerate(cells.items()):
         style = style_of(board, algorithm)
@@ -89,16 +75,6 @@ def draw_seeds(board: Board, column: str) -> Figure:
     return figure
 
 
-def to_svg(figure: Figure) -> str:
-    """The figure as SVG text without date, with ids that depend on its content alone."""
-    from matplotlib import rc_context
-
-    text = io.StringIO()
-    with rc_context({**STYLE, "svg.hashsalt": "rlflow"}):
-        figure.savefig(text, format="svg", facecolor=PAPER, metadata={"Date": None, "Creator": None})
-    return text.getvalue()
-
-
 def to_png(figure: Figure) -> bytes:
     """The figure as PNG."""
     from matplotlib import rc_context
@@ -109,10 +85,9 @@ def to_png(figure: Figure) -> bytes:
     return data.getvalue()
 
 
-def inline_svg(figure: Figure, title: str) -> str:
-    """The SVG element for a page: ink follows the page's text colour, no background, width from the page."""
-    element = to_svg(figure)
-    element = element[element.index("<svg") :]
+def inline_svg(svg: str, title: str) -> str:
+    """The element of an SVG file for a page: ink follows the page's text colour, no background, the page's width."""
+    element = svg[svg.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>\s*", "", element, flags=re.DOTALL)
     # Group ids repeat from figure to figure; only clip paths and markers are referred to, by content hashes.
     element = re.sub(r'<g id="[^"]*"', "<g", element)
@@ -132,21 +107,3 @@ def _rows(axes: Axes, names: list[str]) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="x", linewidth=0.4, alpha=0.4)
-
-
-def _cells(board: Board, column: str) -> dict[str, Cell]:
-    """The cells of a column, in the order of the board."""
-    return {entrant.algorithm: entrant.cells[column] for entrant in board.entrants if column in entrant.cells}
-
-
-def _mean_curve(cell: Cell) -> tuple[list[int], list[float]]:
-    """Mean over the finished seeds at the steps that all of them evaluated."""
-    curves = [dict(zip(seed.steps, seed.scores, strict=True)) for seed in cell.seeds if seed.outcome == "finished"]
-    shared = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
-    return shared, [float(np.mean([curve[step] for curve in curves])) for step in shared]
-
-
-def _thousands(value: float, _position: float) -> str:
-    if abs(value) >= 1e6:
-        return f"{value / 1e6:g}M"
-    return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"

@@ -1,4 +1,4 @@
-"""Figures that compare ranked entrants over all tasks: performance profile, improvement matrix, cost against score."""
+"""Figures that compare ranked entrants over all tasks: profile, ranks, improvement matrix, cost against score."""
 
 from __future__ import annotations
 
@@ -9,21 +9,27 @@ import numpy as np
 from rlflow import stats
 from rlflow.board import Board
 from rlflow.figures_style import canvas, style_of
+from rlflow.stats import FloatArray
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MIN_ENTRANTS = 2
 NUM_THRESHOLDS = 200
 # Bounds of the improvement matrix: 0 and 1 are certain, .5 is a tie.
 IMPROVEMENT_COLOURS = ("#D55E00", "#f6f8fa", "#0072B2")
+SHARE_COLOURS = ("#f6f8fa", "#0072B2")
 
 
 def draw_comparisons(board: Board) -> dict[str, Figure]:
     """The figures by file stem; none where fewer than two entrants are complete."""
     if len(board.ranked) < MIN_ENTRANTS:
         return {}
-    return {"profile": draw_profile(board), "improvement": draw_improvement(board), "cost": draw_cost(board)}
+    figures = {"profile": draw_profile(board)}
+    if all(entrant.rank_shares for entrant in board.ranked):
+        figures["ranks"] = draw_ranks(board)
+    return figures | {"improvement": draw_improvement(board), "cost": draw_cost(board)}
 
 
 def draw_profile(board: Board) -> Figure:
@@ -43,10 +49,20 @@ def draw_profile(board: Board) -> Figure:
     return figure
 
 
+def draw_ranks(board: Board) -> Figure:
+    """Probability of each rank, by bootstrap of the seeds: one row per entrant, best on top, each summing to 1."""
+    names = [entrant.algorithm for entrant in board.ranked]
+    shares = np.array([entrant.rank_shares for entrant in board.ranked])
+    figure, axes = canvas(2.5 + 0.62 * len(names), 1.2 + 0.42 * len(names))
+    _matrix(axes, shares, SHARE_COLOURS)
+    axes.set_xticks(range(len(names)), [str(rank) for rank in range(1, len(names) + 1)])
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("P(rank)")
+    return figure
+
+
 def draw_improvement(board: Board) -> Figure:
     """P(a run of the row beats a run of the column on the same task), mean over tasks; ties count half."""
-    from matplotlib.colors import LinearSegmentedColormap
-
     names = [entrant.algorithm for entrant in board.ranked]
     matrix = np.full((len(names), len(names)), np.nan)
     for pair in board.pairs:
@@ -54,22 +70,29 @@ def draw_improvement(board: Board) -> Figure:
         matrix[first, second], matrix[second, first] = pair.improvement, 1 - pair.improvement
     side = 1.6 + 0.62 * len(names)
     figure, axes = canvas(side + 0.9, side)
-    colours = LinearSegmentedColormap.from_list("improvement", IMPROVEMENT_COLOURS)
-    edges = np.arange(len(names) + 1) - 0.5
-    axes.pcolormesh(edges, edges, matrix, cmap=colours, vmin=0, vmax=1)
-    axes.invert_yaxis()
+    _matrix(axes, matrix, IMPROVEMENT_COLOURS)
     axes.set_aspect("equal")
-    for (row, column), value in np.ndenumerate(matrix):
-        if not np.isnan(value):
-            # On a strong colour white is readable in both themes; the pale middle keeps its dark text.
-            strong = abs(value - 0.5) > 0.3
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="#fefefe" if strong else "#1f2328")
     axes.set_xticks(range(len(names)), names, rotation=35, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("... beats a run of")
     axes.set_ylabel("P(a run of ...")
-    axes.spines[:].set_visible(False)
     return figure
+
+
+def _matrix(axes: Axes, values: FloatArray, colours: tuple[str, ...]) -> None:
+    """Probabilities as coloured squares with their numbers; absent ones are empty."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    rows, columns = values.shape
+    colour_map = LinearSegmentedColormap.from_list("probability", colours)
+    axes.pcolormesh(np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5, values, cmap=colour_map, vmin=0, vmax=1)
+    axes.invert_yaxis()
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            # White on the strong ends of the colours, dark on their pale part, in both themes.
+            strong = value > 0.55 if len(colours) == 2 else abs(value - 0.5) > 0.3
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="#fefefe" if strong else "#1f2328")
+    axes.spines[:].set_visible(False)
 
 
 def draw_cost(board: Board) -> Figure:

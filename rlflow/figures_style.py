@@ -5,6 +5,7 @@ The palette is Okabe and Ito's, which colour-blind readers can tell apart; no fi
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
 
 from rlflow.board import Board
@@ -36,7 +37,11 @@ STYLE = {
 
 def style_of(board: Board, algorithm: str) -> dict[str, Any]:
     """Colour, marker and line style of an algorithm, by its place among the sorted names of the board."""
-    index = sorted(entrant.algorithm for entrant in board.entrants).index(algorithm)
+    return look(sorted(entrant.algorithm for entrant in board.entrants).index(algorithm))
+
+
+def look(index: int) -> dict[str, Any]:
+    """Colour, marker and line style number `index`."""
     return {
         "color": PALETTE[index % len(PALETTE)],
         "marker": MARKERS[index % len(MARKERS)],
@@ -50,3 +55,13 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as SVG text without date, with ids that depend on its content alone."""
+    from matplotlib import rc_context
+
+    text = io.StringIO()
+    with rc_context({**STYLE, "svg.hashsalt": "rlflow"}):
+        figure.savefig(text, format="svg", facecolor=PAPER, metadata={"Date": None, "Creator": None})
+    return text.getvalue()

@@ -10,10 +10,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rlflow.board import Board
-from rlflow.figures import draw_all, to_png, to_svg
+from rlflow.equal_cost import equal_cost
+from rlflow.figures import draw_all, to_png
+from rlflow.figures_style import to_svg
+from rlflow.leaderboard_samples import Gallery
+from rlflow.report_csv import board_csv, equal_cost_csv, pairs_csv, seeds_csv
 from rlflow.report_html import html_page
 from rlflow.report_latex import latex
-from rlflow.report_text import board_csv, markdown, pairs_csv, seeds_csv
+from rlflow.report_text import markdown
 from rlflow.store import Store
 from rlflow.tracking import publish_files
 
@@ -24,24 +28,25 @@ class ReportError(RuntimeError):
     """The report cannot be written; the message names the folder and the fix."""
 
 
-def write_board(board: Board, folder: Path) -> list[Path]:
-    """Write leaderboard.md, .html, .tex and .csv, pairwise.csv, seeds.csv, figures/*.svg|png and MANIFEST.json.
+def write_board(board: Board, folder: Path, gallery: Gallery | None = None) -> list[Path]:
+    """Write leaderboard.md, .html, .tex and .csv, pairwise.csv, seeds.csv, equal_cost.csv, figures, MANIFEST.json.
 
     Every file is written beside its place and moved there, so that a reader never sees half of one.
 
     Args:
         board: The board.
         folder: Made where it is missing; other files in it stay.
+        gallery: Samples to show in the page, which is then report.html.
 
     Returns:
-        The files, leaderboard.md first.
+        The files, leaderboard.md first and the page next.
 
     Raises:
         ReportError: The folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        contents = dict(_contents(board))
+        contents = dict(_contents(board, gallery))
         contents["MANIFEST.json"] = _manifest(board, contents)
         return [_write(folder / name, content) for name, content in contents.items()]
     except OSError as error:
@@ -67,16 +72,19 @@ def note(board: Board) -> str:
     )
 
 
-def _contents(board: Board) -> Iterator[tuple[str, bytes]]:
+def _contents(board: Board, gallery: Gallery | None) -> Iterator[tuple[str, bytes]]:
     figures = draw_all(board)
+    drawn = {name: to_svg(figure) for name, figure in figures.items()}
     yield "leaderboard.md", markdown(board).encode()
-    yield "leaderboard.html", html_page(board, figures).encode()
+    page = "leaderboard.html" if gallery is None else "report.html"
+    yield page, html_page(board, drawn, gallery).encode()
     yield "leaderboard.tex", latex(board).encode()
     yield "leaderboard.csv", board_csv(board).encode()
     yield "pairwise.csv", pairs_csv(board).encode()
     yield "seeds.csv", seeds_csv(board).encode()
+    yield "equal_cost.csv", equal_cost_csv(equal_cost(board)).encode()
     for name, figure in figures.items():
-        yield f"figures/{name}.svg", to_svg(figure).encode()
+        yield f"figures/{name}.svg", drawn[name].encode()
         yield f"figures/{name}.png", to_png(figure)
 
 
@@ -87,6 +95,8 @@ def _manifest(board: Board, contents: Mapping[str, bytes]) -> bytes:
             "algorithm": cell.algorithm,
             "column": column,
             "cell_id": cell.cell_id,
+            "policy": cell.policy,
+            "task_version": cell.task_version,
             "launched": list(cell.launched),
             "runs": {seed.seed: seed.run_id for seed in cell.seeds},
         }

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
 
 from rlflow.board import Board, Cell, Entrant
+from rlflow.equal_cost import EqualCost, equal_cost
 from rlflow.figures import inline_svg, slug
 from rlflow.figures_style import style_of
+from rlflow.leaderboard_samples import Gallery
+from rlflow.report_gallery import gallery_html
 from rlflow.report_page import SCRIPT, STYLE
-from rlflow.report_text import (
+from rlflow.report_text import EQUAL_COST, GUARDS, METHOD
+from rlflow.report_values import (
     ABSENT,
     GUARD_NAMES,
-    GUARDS,
-    METHOD,
     PAIR_NAMES,
     budget_text,
+    cost_names,
+    cost_rows,
     count_text,
     duration_text,
     footnote_number,
@@ -28,8 +31,11 @@ from rlflow.report_text import (
     pair_rows,
 )
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+FIGURES_OF_A_TASK = {
+    "curves": "Learning curves against samples",
+    "seconds": "Learning curves against training seconds",
+    "seeds": "Final scores of all seeds",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +47,8 @@ class _Shown:
     kind: str = ""
 
 
-def html_page(board: Board, figures: Mapping[str, Figure]) -> str:
-    """The page; `figures` as `rlflow.figures.draw_all` names them."""
+def html_page(board: Board, figures: Mapping[str, str], gallery: Gallery | None = None) -> str:
+    """The page; `figures` are SVG files by the names of `rlflow.figures.draw_all`, `gallery` the samples to show."""
     remarks = [f'<p class="warning">{escape(warning)}</p>' for warning in board.warnings]
     notes = "".join(f"<li>{escape(note)}</li>" for note in board.footnotes)
     parts = [
@@ -58,6 +64,8 @@ def html_page(board: Board, figures: Mapping[str, Figure]) -> str:
         _headline(board, figures),
         _tasks(board, figures),
         _comparisons(figures),
+        _equal_cost(equal_cost(board)),
+        gallery_html(gallery) if gallery is not None else "",
         _guards(board),
         _pairs(board),
         f"<h2>Method</h2><p>{escape(METHOD)}</p>",
@@ -139,7 +147,7 @@ def _range(board: Board, entrant: Entrant) -> str:
     )
 
 
-def _headline(board: Board, figures: Mapping[str, Figure]) -> str:
+def _headline(board: Board, figures: Mapping[str, str]) -> str:
     if "headline" not in figures:
         return "<p>No entrant is complete yet, so none is ranked.</p>"
     caption = (
@@ -149,12 +157,12 @@ def _headline(board: Board, figures: Mapping[str, Figure]) -> str:
     return f'<h2>Headline</h2><figure class="headline"><h3>{caption}</h3>{svg}</figure>'
 
 
-def _tasks(board: Board, figures: Mapping[str, Figure]) -> str:
+def _tasks(board: Board, figures: Mapping[str, str]) -> str:
     blocks = []
     for column in board.columns:
         drawn = [
             inline_svg(figures[f"{kind}_{slug(column)}"], f"{title} on {escape(column)}")
-            for kind, title in (("curves", "Learning curves"), ("seeds", "Final scores of all seeds"))
+            for kind, title in FIGURES_OF_A_TASK.items()
             if f"{kind}_{slug(column)}" in figures
         ]
         budget = f'<div class="sub">{escape(budget_text(board, column))} per run; thin lines are seeds</div>'
@@ -162,9 +170,10 @@ def _tasks(board: Board, figures: Mapping[str, Figure]) -> str:
     return f'<h2>Tasks</h2><div class="figures">{"".join(blocks)}</div>'
 
 
-def _comparisons(figures: Mapping[str, Figure]) -> str:
+def _comparisons(figures: Mapping[str, str]) -> str:
     titles = {
         "profile": "Performance profile: share of runs above a score",
+        "ranks": "Probability of each rank",
         "improvement": "Probability of improvement",
         "cost": "Cost and score",
     }
@@ -174,6 +183,14 @@ def _comparisons(figures: Mapping[str, Figure]) -> str:
         if name in figures
     ]
     return f'<h2>All tasks</h2><div class="figures">{"".join(blocks)}</div>' if blocks else ""
+
+
+def _equal_cost(cost: EqualCost) -> str:
+    rows = cost_rows(cost)
+    table = f'<div class="scroll"><table>{_plain_rows(cost_names(cost), rows)}</table></div>' if rows else ""
+    reasons = "".join(f"<li>{escape(name)}: not compared, {escape(why)}</li>" for name, why in cost.reasons.items())
+    absent = f'<ul class="notes sub">{reasons}</ul>' if reasons else ""
+    return f'<h2>Equal cost</h2><p class="sub">{EQUAL_COST}</p>{table}{absent}'
 
 
 def _guards(board: Board) -> str:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlflow.board import Board, Cell, Entrant
-from rlflow.report_text import ABSENT, count_text, footnote_number, headline_text, mean_text, normalised_text, or_absent
+from rlflow.report_values import (
+    ABSENT,
+    count_text,
+    footnote_number,
+    headline_text,
+    mean_text,
+    normalised_text,
+    or_absent,
+)
 
 SPECIAL = {
     "\\": r"\textbackslash{}",

@@ -1,4 +1,4 @@
-"""Style and script of leaderboard.html: no network, no library; light and dark, wide and narrow."""
+"""Style and script of the page: no network, no library; light and dark, wide and narrow."""
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1f2328; --soft: #57606a; --rule: #d0d7de;
@@ -13,7 +13,7 @@ body { margin: 0 auto; max-width: 76rem; padding: 1rem; background: var(--paper)
   font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; }
 header { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: baseline; justify-content: space-between; }
 h1 { font-size: 1.5rem; margin: .25rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-h3 { font-size: 1rem; margin: 0 0 .25rem; overflow-wrap: anywhere; }
+h3, h4 { font-size: 1rem; margin: 0 0 .25rem; overflow-wrap: anywhere; }
 button, select { font: inherit; color: inherit; background: var(--band); border: 1px solid var(--rule);
   border-radius: 6px; padding: .2rem .6rem; cursor: pointer; }
 :focus-visible { outline: 2px solid var(--mark); outline-offset: 1px; }
@@ -37,6 +37,11 @@ th[aria-sort=descending] button::after { content: " \\2193"; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.2rem; }
 figure { margin: 0; border: 1px solid var(--rule); border-radius: 8px; padding: .8rem; min-width: 0; }
 figure svg { width: 100%; height: auto; display: block; margin-top: .6rem; }
+figure img, figure video { width: 100%; height: auto; display: block; margin-top: .6rem; background: var(--band); }
+figcaption { display: flex; flex-wrap: wrap; gap: .2rem 1rem; align-items: baseline; justify-content: space-between; }
+.sample.large { grid-column: 1 / -1; } .enlarge { font-size: .85em; }
+.completions td { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 5rem; font-size: .85em; }
+pre { overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85em; }
 .notes { padding-left: 1.2rem; } .narrow { display: none; }
 @media (max-width: 46rem) {
   .narrow { display: block; margin: .5rem 0; }
@@ -45,7 +50,7 @@ figure svg { width: 100%; height: auto; display: block; margin-top: .6rem; }
   table.board tr { border: 1px solid var(--rule); border-radius: 8px; margin: .6rem 0; padding: .3rem .2rem; }
   table.board td { display: grid; grid-template-columns: 46% 54%; border: 0; padding: .2rem .6rem; }
   table.board td::before { content: attr(data-label); color: var(--soft); font-size: .85em; overflow-wrap: anywhere; }
-  figure { padding: .5rem; }
+  figure { padding: .5rem; overflow-x: auto; } figure svg { min-width: 30rem; } .enlarge { display: none; }
 }
 @media print { button, .narrow { display: none; } }
 """
@@ -73,6 +78,11 @@ select.addEventListener("change", () => {
   const index = Number(select.value);
   sortBy(index, heads[index].dataset.first === "descending" ? -1 : 1);
 });
+document.querySelectorAll(".enlarge").forEach(button => button.addEventListener("click", () => {
+  const large = button.closest("figure").classList.toggle("large");
+  button.setAttribute("aria-pressed", large);
+  button.textContent = large ? "shrink" : "enlarge";
+}));
 document.querySelector("#theme").addEventListener("click", () => {
   const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)").matches;
   const now = root.dataset.theme || (dark ? "dark" : "light");

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from rlflow.task import Evaluation
-from rlflow.tracker import Log
+from rlflow.tracker import SAMPLES_FOLDER, Log
 
 PER_ITEM = "per_item.csv"
 
@@ -29,6 +29,6 @@ def write_samples(result: Evaluation, folder: Path) -> list[Path]:
 
 def keep_samples(result: Evaluation, folder: Path, log: Log, samples: int) -> None:
     """Write what an evaluation after `samples` leaves under the run's `folder`, and hand it to the log."""
-    place = f"samples/{samples:09d}"
+    place = f"{SAMPLES_FOLDER}/{samples:09d}"
     for path in write_samples(result, folder / place):
         log.artifact(path, "eval" if path.name == PER_ITEM else place)

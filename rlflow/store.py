@@ -82,6 +82,7 @@ def open_store(uri: str | None = None, *, results: Path = Path("results"), creat
     scheme = urlsplit(uri).scheme
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     if scheme == "sqlite":
         return _open_sqlite(uri, create)
     if scheme in ("http", "https"):

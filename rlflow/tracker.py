@@ -20,6 +20,8 @@ from typing import Literal, Protocol
 
 METRIC_STAGES = ("rollout", "reward", "advantage", "loss", "update", "eval", "cost")
 SCORE_METRIC = "eval/score"
+# Of a run's artifacts: holds a folder per evaluation, named by the samples consumed.
+SAMPLES_FOLDER = "samples"
 
 Outcome = Literal["finished", "diverged", "interrupted", "failed"]
 OUTCOMES: tuple[Outcome, ...] = ("finished", "diverged", "interrupted", "failed")

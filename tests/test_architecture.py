@@ -90,6 +90,13 @@ def test_imports_point_towards_rlflow(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_nothing_loads_the_drawing_library_before_it_draws(path):
+    body = [node for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    loaded = {name.partition(".")[0] for node in body for name in imports(ast.Module([node], []))}
+    assert "matplotlib" not in loaded
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_no_layer_names_what_it_must_not_know(path):
     forbidden = {
         "rlflow": ALGORITHM_NAMES | TASK_NAMES,

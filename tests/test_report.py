@@ -22,7 +22,9 @@ from rlflow.figures_style import style_of
 from rlflow.leaderboard import read_board
 from rlflow.ranking import make_board
 from rlflow.report import NOTE_LENGTH, ReportError, note, publish_board, write_board
-from rlflow.report_text import board_csv, duration_text, markdown, score_text, seeds_csv, terminal_table
+from rlflow.report_csv import board_csv, seeds_csv
+from rlflow.report_text import markdown, terminal_table
+from rlflow.report_values import duration_text, score_text
 from rlflow.store import Store, ensure_experiment, search_runs
 from rlflow.tracking import start_seed
 from tests.boards import full_board, make_cell
@@ -153,13 +155,14 @@ def test_files_are_byte_identical_when_written_again(written: Path, tmp_path: Pa
         "leaderboard.csv",
         "pairwise.csv",
         "seeds.csv",
+        "equal_cost.csv",
         *(
             f"figures/{stem}.{suffix}"
             for stem in (
-                *("headline", "profile", "improvement", "cost"),
+                *("headline", "profile", "ranks", "improvement", "cost"),
                 *(
                     f"{kind}_{task}"
-                    for kind in ("curves", "seeds")
+                    for kind in ("curves", "seconds", "seeds")
                     for task in ("control-halfcheetah", "image-shapes", "reasoning-countdown")
                 ),
             )
@@ -191,7 +194,8 @@ class _Page(HTMLParser):
 
 def test_the_page_is_self_contained_and_sorts_by_exact_values(board: Board, written: Path) -> None:
     page = _Page((written / "leaderboard.html").read_text())
-    assert page.num_figures == 10
+    # five over all tasks, three of each of three tasks
+    assert page.num_figures == 14
     assert page.references
     assert all(reference.startswith("#") for reference in page.references)
     rows = [row for row in page.rows if row]
