@@ -24,7 +24,7 @@ from rlflow.nodes import Demand, complaints, demand
 from rlflow.pool import Start
 from rlflow.settings import Config, TrainerConfig
 from rlflow.store import Store, default_uri
-from rlflow.tracking import ensure_cell, summarise_cell
+from rlflow.tracking_cells import ensure_cell, summarise_cell
 
 try:
     import ray

@@ -14,12 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rlflow import provenance
 from rlflow.cell import CellIdentity, SuitePlan
 from rlflow.journal import Journal, Write, batches
-from rlflow.stats import final_score, normalised_score, standard_error
+from rlflow.stats import final_score, normalised_score
 from rlflow.store import (
     MAX_VALUE_LENGTH,
     Store,
@@ -34,6 +32,7 @@ from rlflow.store import (
     set_tags,
 )
 from rlflow.tracker import SCORE_METRIC, Outcome, StepGuard, checked_outcome
+from rlflow.tracking_cells import ensure_cell, summarise
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -65,40 +64,6 @@ def ensure_board(store: Store, suite: str, plan: SuitePlan | None = None) -> str
         if found:
             set_tags(store, run_id, tags)
     return run_id
-
-
-def ensure_cell(
-    store: Store, identity: CellIdentity, *, seeds: Sequence[int], config: Mapping[str, Any] | None = None
-) -> str:
-    """Run id of the cell, created where it is not there; `seeds` are added to those that it has launched.
-
-    Args:
-        store: An opened store.
-        identity: The cell.
-        seeds: Seeds that will run: the board counts all of them, also those that never finish.
-        config: Resolved configuration, nested; logged whole as params and config.yaml when the cell is created.
-    """
-    experiment = ensure_experiment(store, identity.suite)
-    with locked(store.lock_path):
-        found = search_runs(store, experiment, {"kind": "cell", "cell_id": identity.cell_id})
-        if found:
-            run_id = str(found[0].info.run_id)
-            if missing := _missing_tags(found[0].data.tags, identity, seeds):
-                set_tags(store, run_id, missing)
-            return run_id
-        tags = {**identity.tags(), "rlflow.kind": "cell", "rlflow.seeds": json.dumps(sorted(set(seeds)))}
-        name = f"{identity.algorithm} | {identity.task} | {identity.policy}"
-        run_id = create_run(store, experiment, name, tags)
-        if config is not None:
-            log_config(store, run_id, config)
-    return run_id
-
-
-def _missing_tags(tags: Mapping[str, str], identity: CellIdentity, seeds: Sequence[int]) -> dict[str, str]:
-    """What a recorded cell lacks: new seeds, and the footnote, which a launcher of other machines does not know."""
-    launched = set(json.loads(tags["rlflow.seeds"]))
-    missing = {} if launched >= set(seeds) else {"rlflow.seeds": json.dumps(sorted(launched | set(seeds)))}
-    return missing | ({"rlflow.note": identity.note} if identity.note and not tags.get("rlflow.note") else {})
 
 
 def start_seed(
@@ -212,7 +177,7 @@ class SeedTracker:
             self._log_final()
         set_tags(self._store, self.run_id, {"rlflow.outcome": outcome, "rlflow.detail": detail[:MAX_VALUE_LENGTH]})
         self._store.client.set_terminated(self.run_id, TERMINAL_STATUS[outcome])
-        _summarise(self._store, self._identity, self.cell_run_id)
+        summarise(self._store, self._identity, self.cell_run_id)
 
     def _log_final(self) -> None:
         points = sorted({point.step: point.value for point in history(self._store, self.run_id, SCORE_METRIC)}.items())
@@ -241,40 +206,6 @@ def publish_files(store: Store, suite: str, folder: Path, files: Sequence[Path],
     store.client.set_experiment_tag(ensure_experiment(store, suite), "mlflow.note.content", note)
     store.client.set_terminated(run_id, "FINISHED")
     return run_id
-
-
-def summarise_cell(store: Store, identity: CellIdentity) -> None:
-    """Rewrite the summary of a cell whose seeds ended on machines without a lock in common."""
-    _summarise(store, identity, ensure_cell(store, identity, seeds=()))
-
-
-def _summarise(store: Store, identity: CellIdentity, cell_run: str) -> None:
-    """Rewrite `score/*` of the cell from its seeds; a diverged seed counts as the untrained policy."""
-    experiment = ensure_experiment(store, identity.suite)
-    with locked(store.lock_path):
-        seeds = search_runs(store, experiment, {"kind": "seed", "cell_id": identity.cell_id})
-        raw = [score for run in seeds if (score := _summary_score(run, identity.anchor_base)) is not None]
-        wall_s = sum(float(run.data.metrics.get("cost/wall_s", 0.0)) for run in seeds)
-        summary = {"score/n": float(len(raw)), "cost/wall_s": wall_s}
-        if raw:
-            z = normalised_score(raw, identity.anchor_base, identity.anchor_reference)
-            summary |= {"score/mean": float(np.mean(raw)), "score/normalised": float(np.mean(z))}
-        error = standard_error(raw)
-        if error is not None:
-            summary["score/se"] = error
-        log_metrics(store, cell_run, summary, identity.budget)
-        launched = json.loads(store.client.get_run(cell_run).data.tags["rlflow.seeds"])
-        if len(raw) == len(launched):
-            store.client.set_terminated(cell_run, "FINISHED")
-        else:
-            store.client.update_run(cell_run, status="RUNNING")
-
-
-def _summary_score(run: Run, anchor_base: float) -> float | None:
-    outcome = run.data.tags.get("rlflow.outcome")
-    if outcome == "diverged":
-        return anchor_base
-    return run.data.metrics.get("score/final") if outcome == "finished" else None
 
 
 def _refuse_if_taken(run: Run) -> None:

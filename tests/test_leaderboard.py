@@ -10,7 +10,8 @@ from rlflow import provenance
 from rlflow.cell import CellIdentity, SuitePlan
 from rlflow.leaderboard import read_board, read_cell, read_cells, read_states
 from rlflow.store import Store, TrackingError, ensure_experiment, log_metrics, set_tags
-from rlflow.tracking import ensure_board, ensure_cell, start_seed
+from rlflow.tracking import ensure_board, start_seed
+from rlflow.tracking_cells import ensure_cell
 from tests.mlflow_fixtures import served
 
 pytest_plugins = ("tests.mlflow_fixtures",)

@@ -14,7 +14,8 @@ import pytest
 from rlflow import provenance, tracking
 from rlflow.cell import CellIdentity, SuitePlan
 from rlflow.store import Store, TrackingError, ensure_experiment, history, search_runs
-from rlflow.tracking import SeedTracker, ensure_board, ensure_cell, stale, start_seed, summarise_cell
+from rlflow.tracking import SeedTracker, ensure_board, stale, start_seed
+from rlflow.tracking_cells import ensure_cell, summarise_cell
 
 pytest_plugins = ("tests.mlflow_fixtures",)
 
@@ -128,6 +129,31 @@ def test_the_cell_summarises_its_seeds_and_counts_divergence_as_the_untrained_po
     assert run.data.metrics["score/se"] == pytest.approx(7**0.5, abs=EXACT)
     assert run.data.metrics["cost/wall_s"] == 8.0
     assert run.info.status == "FINISHED"
+
+
+def test_a_cell_gets_its_curve_when_its_last_planned_seed_has_ended(
+    store: Store, identity: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ensure_board(store, "toy@1", SuitePlan(digest="d1", algorithms=("ppo",), tasks=("toy/walk",), seeds=(0, 1)))
+    cell = run_seed(store, identity(), 0, 6.0).cell_run_id
+    assert curve_of(store, cell) is None
+    start_seed(store, identity(), seed=1, config=CONFIG).finish("diverged", "loss at 100")
+    curve = curve_of(store, cell)
+    assert curve is not None
+    assert ">mean of 2<" in curve
+    # A figure that cannot be drawn costs no seed its result.
+    monkeypatch.setattr("rlflow.figures_curves.cell_svg", lambda _: 1 / 0)
+    extra = run_seed(store, identity(), 2, 6.0)
+    assert store.client.get_run(extra.run_id).data.tags["rlflow.outcome"] == "finished"
+    assert "curve.svg of cell v1-ppo-toy-walk-gaussian could not be drawn: division by zero" in caplog.text
+    assert curve_of(store, cell) == curve
+
+
+def curve_of(store: Store, cell_run: str) -> str | None:
+    """The cell's curve.svg, or None where there is none."""
+    if "curve.svg" not in {file.path for file in store.client.list_artifacts(cell_run)}:
+        return None
+    return Path(store.client.download_artifacts(cell_run, "curve.svg")).read_text()
 
 
 def test_a_resumed_run_is_the_same_run_and_no_point_is_doubled(store: Store, identity: Make) -> None:

@@ -147,7 +147,8 @@ def _train(
 def _record_death(store: Store, end: Ended) -> None:
     """Close the run that a killed process has left open."""
     from rlflow.leaderboard import read_states
-    from rlflow.tracking import SeedTracker, ensure_cell
+    from rlflow.tracking import SeedTracker
+    from rlflow.tracking_cells import ensure_cell
 
     identity, outcome = end.plan.identity, end.progress.outcome
     state = read_states(store, identity.suite).get((identity.cell_id, end.plan.seed))

@@ -27,7 +27,8 @@ from rlflow.leaderboard import read_board
 from rlflow.report import write_board
 from rlflow.report_text import terminal_table
 from rlflow.store import Store, open_store
-from rlflow.tracking import ensure_board, ensure_cell
+from rlflow.tracking import ensure_board
+from rlflow.tracking_cells import ensure_cell
 
 SUITE = "speed@1"
 LIMIT_S = 5.0
