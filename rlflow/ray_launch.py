@@ -124,7 +124,8 @@ class RayTasks:
 
     def __init__(self, on_gpus: bool, wanted: Demand, modules: tuple[str, ...], say: Callable[[str], None]) -> None:
         self._on_gpus, self._wanted, self._modules, self._say = on_gpus, wanted, modules, say
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # A soft affinity may still place the actor on another node, whose loss would be that of the matrix.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._board = ray.remote(NoticeBoard).options(num_cpus=0, scheduling_strategy=here).remote()
         self._notices: dict[str, Notice] = {}
         self._apart: set[str] = set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
 from multiprocessing.context import ForkServerContext
@@ -80,11 +81,21 @@ def run_seed(text: str, attempt: str, board: Any, wanted: Demand, modules: tuple
     plan = SeedPlan.parse(text)
     shared = _holds(plan.folder / PLAN_FILE, text)
 
-    def report(progress: Progress) -> int:
+    def pin(progress: Progress) -> int:
         return int(ray.get(board.pin.remote(attempt, Notice(progress=progress, node=node, shared=shared))))
 
-    if report(Progress()):
-        return Ending(code=INTERRUPTED, cause="stopped before it began")
+    with ThreadPoolExecutor(max_workers=1) as apart:
+
+        def report(progress: Progress) -> int:
+            # A task that waits for Ray on its main thread gives its CPUs away meanwhile: the next seed would start.
+            return apart.submit(pin, progress).result()
+
+        if report(Progress()):
+            return Ending(code=INTERRUPTED, cause="stopped before it began")
+        return _watched(plan, modules, node, report)
+
+
+def _watched(plan: SeedPlan, modules: tuple[str, ...], node: str, report: Callable[[Progress], int]) -> Ending:
     plan.folder.mkdir(parents=True, exist_ok=True)
     with (plan.folder / LOG_FILE).open("a", encoding="utf-8") as log:
         log.write(f"node {node} {ray.get_runtime_context().get_node_id()}\n")

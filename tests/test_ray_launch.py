@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from rlflow import provenance
@@ -36,7 +37,12 @@ def cluster() -> Iterator[Cluster]:
     """A head with one CPU; a test may add nodes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **ARGUMENTS})
+        # Its handlers at exit could only be set on the main thread, and a node is added from another one.
+        started = Cluster(
+            initialize_head=True,
+            shutdown_at_exit=False,
+            head_node_args={"num_cpus": 1, "include_dashboard": False, **ARGUMENTS},
+        )
         yield started
         started.shutdown()
 
@@ -59,7 +65,7 @@ def timeless(board: Board) -> Any:
             entrant.algorithm,
             entrant.headline,
             entrant.rank,
-            [replace(s, wall_s=0.0, run_id="") for cell in entrant.cells.values() for s in cell.seeds],
+            [replace(s, wall_s=0.0, seconds=(), run_id="") for cell in entrant.cells.values() for s in cell.seeds],
         )
         for entrant in board.entrants
     ]
@@ -74,12 +80,13 @@ def begun_on(node_id: str, results: Path) -> list[Path]:
 def test_a_lost_node_costs_no_seed_and_the_board_is_that_of_this_machine(
     cluster: Cluster, suite: Path, store: Store, tmp_path: Path
 ) -> None:
-    second = cluster.add_node(num_cpus=1, **ARGUMENTS)
-    cluster.wait_for_nodes()
     results, experiment = store.lock_path.parent, "toys@1-long"
     moved: list[str] = []
 
-    def lose_the_second_node() -> None:
+    def lose_a_node_that_joins() -> None:
+        # The matrix is on the head then: the node of the matrix itself must not be the lost one.
+        wait_until(ray.is_initialized)
+        second = cluster.add_node(num_cpus=1, **ARGUMENTS)
         wait_until(lambda: begun_on(second.node_id, results))
         (there,) = begun_on(second.node_id, results)
         moved.append(there.parent.name.partition("-")[0])
@@ -91,7 +98,7 @@ def test_a_lost_node_costs_no_seed_and_the_board_is_that_of_this_machine(
         finally:
             os.kill(pid, signal.SIGKILL)
 
-    with meanwhile(lose_the_second_node):
+    with meanwhile(lose_a_node_that_joins):
         done = on_ray(cluster, suite, results, "--budget", "long")
     assert done.exit_code == 0, done.output
     assert re.search(rf"lost +{moved[0]} toy seed 0 \(1 of at most 3\)", done.output)
@@ -125,8 +132,7 @@ def test_ctrl_c_takes_back_what_waits_and_leaves_a_checkpoint_of_what_runs(
     assert cut.exit_code == 130, cut.output
     assert len(re.findall(r"interrupted +(ppo|fpo) toy seed 0", cut.output)) == 2
     assert [seed.state for seed in read_states(store, experiment).values()] == ["interrupted"]
-    (log,) = results.glob(f"runs/{experiment}/*/seed0/log.txt")
-    assert (log.parent / "last.ckpt").exists()
+    assert len(list(results.glob(f"runs/{experiment}/*/seed0/last.ckpt"))) == 1
 
 
 def test_a_file_as_tracking_store_is_refused_where_a_node_is_another_machine(
