@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlflow import provenance, tracking
+from rlflow import provenance, tracking, tracking_cells
 from rlflow.cell import CellIdentity, SuitePlan
 from rlflow.store import Store, TrackingError, ensure_experiment, history, search_runs
 from rlflow.tracking import SeedTracker, ensure_board, stale, start_seed
@@ -241,7 +241,7 @@ def test_a_cell_that_is_there_gets_what_it_lacks_and_nothing_else(
 ) -> None:
     cell = ensure_cell(store, identity(), seeds=(0, 1))
     written: list[dict[str, str]] = []
-    monkeypatch.setattr(tracking, "set_tags", lambda store, run_id, tags: written.append(dict(tags)))
+    monkeypatch.setattr(tracking_cells, "set_tags", lambda store, run_id, tags: written.append(dict(tags)))
     # Machines without a lock in common would take each other's seeds away if they wrote what they have read.
     assert ensure_cell(store, identity(), seeds=(1,)) == cell
     assert written == []
@@ -252,7 +252,7 @@ def test_a_cell_that_is_there_gets_what_it_lacks_and_nothing_else(
 def test_a_summary_that_missed_a_seed_is_mended(store: Store, identity: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run_seed(store, identity(), 0, final=2.0)
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "_summarise", lambda *_: None)
+        patch.setattr(tracking, "summarise", lambda *_: None)
         cell = run_seed(store, identity(), 1, final=4.0).cell_run_id
     assert store.client.get_run(cell).data.metrics["score/mean"] == pytest.approx(2.0, abs=EXACT)
     summarise_cell(store, identity())
