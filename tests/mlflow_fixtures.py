@@ -62,9 +62,11 @@ def server(migrated_database: Path, tmp_path: Path) -> Iterator[Server]:
     database.parent.mkdir()
     shutil.copy(migrated_database, database)
     server = Server(database)
-    server.start()
-    yield server
-    server.stop()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture
