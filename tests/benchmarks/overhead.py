@@ -105,7 +105,10 @@ def measure(pair: str, rounds: int, iterations: int, folder: Path) -> list[tuple
         identity = cell_identity(config, suite="overhead@1")
         tracker = start_seed(store, identity, seed=number, config=config.resolved)
         again = resolve(algorithm, task, [f"trainer.budget={samples * (iterations + 1)}"])
-        found.append((loop_iterations(config, iterations, tracker, folder), bare_iterations(again, iterations)))
+        loop_s = loop_iterations(config, iterations, tracker, folder)
+        # Or its heartbeat would run beside all later rounds.
+        tracker.finish("interrupted")
+        found.append((loop_s, bare_iterations(again, iterations)))
     return found
 
 
