@@ -51,17 +51,20 @@ def resolve_task(task: str, overrides: Sequence[str] = ()) -> Task:
 
 @dataclass(frozen=True, kw_only=True)
 class _NoAlgorithm(Algorithm):
-    """Asks nothing of a task and learns nothing."""
+    """Asks nothing of a task and learns nothing: what a task alone is configured with."""
 
     @property
     def requires(self) -> frozenset[str]:
+        """No capability."""
         return frozenset()
 
     def targets(self, policy: Policy, rollout: Rollout) -> Targets:
-        raise NotImplementedError
+        """None."""
+        return Targets(tensors={})
 
     def loss(self, policy: Policy, minibatch: Minibatch) -> Loss:
-        raise NotImplementedError
+        """Zero, whatever the policy does."""
+        return Loss(terms={"nothing": minibatch.mask.sum() * 0.0})
 
 
 def _resolve(

@@ -35,7 +35,9 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 def test_a_file_cut_short_and_other_files_are_refused_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     torch.save({"rlflow": {"version": 1}, "state_dict": {"w": torch.zeros(1000)}}, path)
-    assert read_checkpoint(path) is not None
+    whole_checkpoint = read_checkpoint(path)
+    assert whole_checkpoint is not None
+    assert torch.equal(whole_checkpoint["state_dict"]["w"], torch.zeros(1000))
     whole = path.read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"not a checkpoint", pickle.dumps([1])):
         path.write_bytes(content)

@@ -115,7 +115,8 @@ def test_a_lost_node_costs_no_seed_and_the_board_is_that_of_this_machine(
     assert invoke(suite, alone, "--budget", "long").exit_code == 0
     here = read_board(open_store(results=alone), experiment)
     assert timeless(read_board(store, experiment)) == timeless(here)
-    assert here.entrants[0].headline is not None
+    # Neither is equal because it is empty.
+    assert [entrant.complete for entrant in here.entrants] == [True, True]
 
 
 def test_ctrl_c_takes_back_what_waits_and_leaves_a_checkpoint_of_what_runs(

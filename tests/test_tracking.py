@@ -139,8 +139,7 @@ def test_a_cell_gets_its_curve_when_its_last_planned_seed_has_ended(
     assert curve_of(store, cell) is None
     start_seed(store, identity(), seed=1, config=CONFIG).finish("diverged", "loss at 100")
     curve = curve_of(store, cell)
-    assert curve is not None
-    assert ">mean of 2<" in curve
+    assert ">mean of 2<" in (curve or "no curve")
     # A figure that cannot be drawn costs no seed its result.
     monkeypatch.setattr("rlflow.figures_curves.cell_svg", lambda _: 1 / 0)
     extra = run_seed(store, identity(), 2, 6.0)
