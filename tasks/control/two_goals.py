@@ -107,7 +107,7 @@ class TwoGoals(Task):
         places = torch.stack([torch.rand(2, generator=generator(int(s), "two_goals")) for s in starts])
         position = (places * 2 - 1).mul(START_SPREAD).to(noise.device).repeat_interleave(self.group_size, 0)
         group = torch.arange(len(starts), device=noise.device).repeat_interleave(self.group_size)
-        return self._play(policy, position, group, noise, train=True)
+        return self._play(policy, position, group, noise)
 
     def score(self, rollout: Rollout) -> Rollout:
         """The reward is made with the step; its sum is the return."""
@@ -122,7 +122,7 @@ class TwoGoals(Task):
         fixed = Noise(generator=generator(0, "two_goals", "evaluation"), device=noise.device)
         n = self.evaluation_rollouts
         middle = torch.zeros(n, 2, device=noise.device)
-        ways = self._play(policy, middle, torch.zeros(n, dtype=torch.int64, device=noise.device), fixed, train=True)
+        ways = self._play(policy, middle, torch.zeros(n, dtype=torch.int64, device=noise.device), fixed)
         ends = ways.extras["end"]
         shares = [float(((ends - ends.new_tensor(goal)).norm(dim=1) < REACHED).float().mean()) for goal in GOALS]
         returns = ways.reward.sum(1)
@@ -139,13 +139,13 @@ class TwoGoals(Task):
             ],
         )
 
-    def _play(self, policy: Policy, position: Tensor, group: Tensor, noise: Noise, *, train: bool) -> Rollout:
+    def _play(self, policy: Policy, position: Tensor, group: Tensor, noise: Noise) -> Rollout:
         goals = position.new_tensor(GOALS)
         observations, records, rewards = [], [], []
         for t in range(HORIZON):
             clock = position.new_full((len(position), 1), t / HORIZON)
             observations.append(torch.cat([position, clock], dim=1))
-            records.append(policy.sample({"observation": observations[-1]}, noise, train=train))
+            records.append(policy.sample({"observation": observations[-1]}, noise))
             position = position + STEP * records[-1][ACTION_KEYS[self.policy]].float().clamp(-1, 1)
             nearest = torch.cdist(position, goals).min(dim=1).values
             rewards.append(torch.exp(-SHARPNESS * nearest.square()))
