@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +38,8 @@ from rlflow.ray_seed import Loss, RaySeed
 
 REACH_TIMEOUT_S = 5.0
 EXAMINE_TIMEOUT_S = 180.0
+# Ray misses a node after about half of this.
+LOSS_TIMEOUT_S = 60.0
 RUNNING_CLUSTER = "auto"
 
 
@@ -84,13 +86,9 @@ class RayLauncher:
         self._on_gpus = any(node["Resources"].get("GPU", 0) for node in nodes)
         self._wanted, self._modules = wanted, tuple(modules)
         requests = {request(config.trainer, self._on_gpus) for config in configs}
-        rooms = {one: sum(one.fits(node) for node in nodes) for one in requests}
-        for one, room in rooms.items():
-            if not room:
-                found = ", ".join(f"{_name(node)} with {node['Resources'].get('CPU', 0):g}" for node in nodes)
-                raise LaunchError(f"expected a node with {one.cpus} CPUs and {one.gpus:g} GPUs, found {found} CPUs")
-        self.num_jobs = num_jobs or max(rooms.values())
-        _examine([node for node in nodes if any(one.fits(node) for one in requests)], wanted)
+        _room(requests, nodes)
+        staying = _examine([node for node in nodes if any(one.fits(node) for one in requests)], wanted)
+        self.num_jobs = num_jobs or _room(requests, staying)
 
     def share(self, trainer: TrainerConfig, index: int) -> tuple[int, str | None]:
         """One thread, if the configuration does not say otherwise; Ray shares out the GPUs."""
@@ -228,22 +226,51 @@ def _reach(address: str | None) -> None:
         ) from error
 
 
-def _examine(nodes: Sequence[Mapping[str, Any]], wanted: Demand) -> None:
-    """Ask every node what a seed would stumble over."""
+def _room(requests: Iterable[Request], nodes: Sequence[Mapping[str, Any]]) -> int:
+    """Seeds that the nodes hold at a time."""
+    rooms = {one: sum(one.fits(node) for node in nodes) for one in requests}
+    for one, room in rooms.items():
+        if not room:
+            found = (
+                ", ".join(f"{_name(node)} with {node['Resources'].get('CPU', 0):g}" for node in nodes) or "none with"
+            )
+            raise LaunchError(f"expected a node with {one.cpus} CPUs and {one.gpus:g} GPUs, found {found} CPUs")
+    return max(rooms.values())
+
+
+def _examine(nodes: Sequence[Mapping[str, Any]], wanted: Demand) -> list[Mapping[str, Any]]:
+    """Ask every node what a seed would stumble over; the nodes that are still there afterwards."""
     asked = {}
     for node in nodes:
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         task = ray.remote(complaints).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-        asked[task.remote(wanted)] = _name(node)
+        asked[task.remote(wanted)] = node
     done, silent = ray.wait(list(asked), num_returns=len(asked), timeout=EXAMINE_TIMEOUT_S)
-    faults = [f"{asked[task]}: no answer within {EXAMINE_TIMEOUT_S:g} s" for task in silent]
+    faults = [f"{_name(asked[task])}: no answer within {EXAMINE_TIMEOUT_S:g} s" for task in silent]
+    staying = []
     for task in done:
+        node = asked[task]
         try:
-            faults += [f"{asked[task]}: {fault}" for fault in ray.get(task)]
+            faults += [f"{_name(node)}: {fault}" for fault in ray.get(task)]
         except RayError as error:
-            faults.append(f"{asked[task]}: cannot run this rlflow, install it there ({_last_line(error)})")
+            # A node that has just been lost is on the list until the cluster misses it: others can do its work.
+            if not isinstance(error, RayTaskError) and _leaves(node):
+                continue
+            faults.append(f"{_name(node)}: cannot run this rlflow, install it there ({_last_line(error)})")
+        staying.append(node)
     if faults:
         raise LaunchError("expected nodes like this machine, found:\n  " + "\n  ".join(faults))
+    return staying
+
+
+def _leaves(node: Mapping[str, Any]) -> bool:
+    """Whether the cluster strikes a node that did not answer from its list."""
+    begin = time.monotonic()
+    while any(other["NodeID"] == node["NodeID"] for other in alive()):
+        if time.monotonic() - begin > LOSS_TIMEOUT_S:
+            return False
+        time.sleep(REPORT_S)
+    return True
 
 
 def _name(node: Mapping[str, Any]) -> str:

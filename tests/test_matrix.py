@@ -24,7 +24,7 @@ from rlflow.matrix import (
 )
 from rlflow.store import Store
 from rlflow.suite import Suite, parse_suite
-from tests.matrix_command import invoke, meanwhile, tags, wait_until
+from tests.matrix_command import Meanwhile, invoke, tags
 from tests.toys import EXPERIMENT, SUITE
 
 pytest_plugins = ("tests.mlflow_fixtures",)
@@ -148,14 +148,13 @@ def test_a_kill_takes_one_seed_down_and_ctrl_c_leaves_everything_to_continue(sto
     suite, results, experiment = tmp_path / "toys.yaml", store.lock_path.parent, "toys@1-endless"
     suite.write_text(SUITE)
 
-    def kill_and_interrupt() -> None:
-        wait_until(lambda: len(list(results.glob("runs/toys@1-endless/*/seed0/last.ckpt"))) == 2)
+    def kill_and_interrupt(during: Meanwhile) -> None:
+        during.wait_until(lambda: len(list(results.glob("runs/toys@1-endless/*/seed0/last.ckpt"))) == 2)
         os.kill(int(tags(store, experiment, "fpo")["rlflow.process"].rpartition(":")[2]), signal.SIGKILL)
         time.sleep(1.0)
-        os.kill(os.getpid(), signal.SIGINT)
+        during.interrupt()
 
-    with meanwhile(kill_and_interrupt):
-        cut = invoke(suite, results, "--budget", "endless")
+    cut = invoke(suite, results, "--budget", "endless", meanwhile=kill_and_interrupt)
     assert cut.exit_code == 130, cut.output
     assert re.search(r"failed +fpo toy seed 0", cut.output)
     assert "killed by signal 9" in cut.output
@@ -164,13 +163,14 @@ def test_a_kill_takes_one_seed_down_and_ctrl_c_leaves_everything_to_continue(sto
     recorded = {name: tags(store, experiment, name)["mlflow.parentRunId"] for name in ("ppo", "fpo")}
 
     # Both go on in the same MLflow runs.
-    def interrupt() -> None:
-        wait_until(lambda: [tags(store, experiment, name)["rlflow.attempt"] for name in ("ppo", "fpo")] == ["2", "2"])
+    def interrupt(during: Meanwhile) -> None:
+        during.wait_until(
+            lambda: [tags(store, experiment, name)["rlflow.attempt"] for name in ("ppo", "fpo")] == ["2", "2"]
+        )
         time.sleep(1.0)
-        os.kill(os.getpid(), signal.SIGINT)
+        during.interrupt()
 
-    with meanwhile(interrupt):
-        again = invoke(suite, results, "--budget", "endless")
+    again = invoke(suite, results, "--budget", "endless", meanwhile=interrupt)
     assert again.exit_code == 130, again.output
     assert len(re.findall(r"continued +(ppo|fpo) toy seed 0", again.output)) == 2
     assert [seed.state for seed in read_states(store, experiment).values()] == ["interrupted", "interrupted"]

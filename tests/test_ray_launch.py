@@ -16,16 +16,18 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from rlflow import provenance
+from rlflow import provenance, ray_launch
 from rlflow.board import Board
 from rlflow.leaderboard import read_board, read_states
 from rlflow.ray_launch import Request, request
 from rlflow.settings import TrainerConfig
 from rlflow.store import Store, ensure_experiment, open_store, search_runs
-from tests.matrix_command import invoke, meanwhile, tags, wait_until
+from tests.matrix_command import Meanwhile, invoke, tags
 from tests.toys import SUITE
 
 pytest_plugins = ("tests.mlflow_fixtures",)
+# A cluster on a busy machine takes minutes to start its workers.
+pytestmark = pytest.mark.timeout(900)
 
 # A hundred iterations, judged every fifth: long enough to lose the node after the first checkpoint.
 LONG = "  long: {settings: {trainer.budget: 1600, trainer.num_evaluations: 21}}\n"
@@ -54,8 +56,8 @@ def suite(tmp_path: Path) -> Path:
     return path
 
 
-def on_ray(cluster: Cluster, suite: Path, results: Path, *arguments: str) -> Any:
-    return invoke(suite, results, "--launcher", "ray", "--address", cluster.address, *arguments)
+def on_ray(cluster: Cluster, suite: Path, results: Path, *arguments: str, **options: Any) -> Any:
+    return invoke(suite, results, "--launcher", "ray", "--address", cluster.address, *arguments, **options)
 
 
 def timeless(board: Board) -> Any:
@@ -83,11 +85,11 @@ def test_a_lost_node_costs_no_seed_and_the_board_is_that_of_this_machine(
     results, experiment = store.lock_path.parent, "toys@1-long"
     moved: list[str] = []
 
-    def lose_a_node_that_joins() -> None:
+    def lose_a_node_that_joins(during: Meanwhile) -> None:
         # The matrix is on the head then: the node of the matrix itself must not be the lost one.
-        wait_until(ray.is_initialized)
+        during.wait_until(ray.is_initialized)
         second = cluster.add_node(num_cpus=1, **ARGUMENTS)
-        wait_until(lambda: begun_on(second.node_id, results))
+        during.wait_until(lambda: begun_on(second.node_id, results))
         (there,) = begun_on(second.node_id, results)
         moved.append(there.parent.name.partition("-")[0])
         pid = int(tags(store, experiment, moved[0])["rlflow.process"].rpartition(":")[2])
@@ -98,8 +100,7 @@ def test_a_lost_node_costs_no_seed_and_the_board_is_that_of_this_machine(
         finally:
             os.kill(pid, signal.SIGKILL)
 
-    with meanwhile(lose_a_node_that_joins):
-        done = on_ray(cluster, suite, results, "--budget", "long")
+    done = on_ray(cluster, suite, results, "--budget", "long", meanwhile=lose_a_node_that_joins)
     assert done.exit_code == 0, done.output
     assert re.search(rf"lost +{moved[0]} toy seed 0 \(1 of at most 3\)", done.output)
     assert len(re.findall(r"finished +(ppo|fpo) toy seed 0", done.output)) == 2
@@ -124,12 +125,11 @@ def test_ctrl_c_takes_back_what_waits_and_leaves_a_checkpoint_of_what_runs(
 ) -> None:
     results, experiment = store.lock_path.parent, "toys@1-endless"
 
-    def interrupt() -> None:
-        wait_until(lambda: len(list(results.glob(f"runs/{experiment}/*/seed0/last.ckpt"))) == 1)
-        os.kill(os.getpid(), signal.SIGINT)
+    def interrupt(during: Meanwhile) -> None:
+        during.wait_until(lambda: len(list(results.glob(f"runs/{experiment}/*/seed0/last.ckpt"))) == 1)
+        during.interrupt()
 
-    with meanwhile(interrupt):
-        cut = on_ray(cluster, suite, results, "--budget", "endless", "--jobs", "2")
+    cut = on_ray(cluster, suite, results, "--budget", "endless", "--jobs", "2", meanwhile=interrupt)
     assert cut.exit_code == 130, cut.output
     assert len(re.findall(r"interrupted +(ppo|fpo) toy seed 0", cut.output)) == 2
     assert [seed.state for seed in read_states(store, experiment).values()] == ["interrupted"]
@@ -145,6 +145,25 @@ def test_a_file_as_tracking_store_is_refused_where_a_node_is_another_machine(
     assert re.search(r"node \S+ \(\S+\): expected a tracking server that every node reaches, found", refused.output)
     assert "a file of laptop-1234: start `mlflow server" in refused.output
     assert not (tmp_path / "results").exists()
+
+
+def test_a_node_that_is_lost_while_it_is_examined_is_left_out(
+    cluster: Cluster, suite: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second, nodes = cluster.add_node(num_cpus=1, **ARGUMENTS), ray_launch.alive
+
+    def listed_before_the_loss() -> list[dict[str, Any]]:
+        listed = nodes()
+        assert second.node_id in [node["NodeID"] for node in listed]
+        cluster.remove_node(second, allow_graceful=False)
+        monkeypatch.setattr(ray_launch, "alive", nodes)
+        return listed
+
+    monkeypatch.setattr(ray_launch, "alive", listed_before_the_loss)
+    done = on_ray(cluster, suite, store.lock_path.parent)
+    assert done.exit_code == 0, done.output
+    assert len(re.findall(r"finished +(ppo|fpo) toy seed 0", done.output)) == 2
+    assert second not in cluster.worker_nodes
 
 
 def test_a_node_with_another_version_is_named(
