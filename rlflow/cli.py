@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from rlflow.commands.board import leaderboard
+from rlflow.commands.board import leaderboard, report
 from rlflow.commands.check import check
 from rlflow.commands.checkpoint import evaluate, sample
 from rlflow.commands.doctor import doctor
@@ -27,6 +27,7 @@ EXPECTED_ERRORS = frozenset(
         "rlflow.launcher.LaunchError",
         "rlflow.matrix.MatrixError",
         "rlflow.policy.MissingCapabilityError",
+        "rlflow.release.ReleaseError",
         "rlflow.report.ReportError",
         "rlflow.registry.UnknownNameError",
         "rlflow.run.BuildError",
@@ -71,6 +72,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(matrix)
 app.command()(leaderboard)
+app.command()(report)
 app.command("eval")(evaluate)
 app.command()(sample)
 app.command("list")(list_plugins)

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from rlflow.cell import CellIdentity
 from rlflow.cli import app, is_expected
-from rlflow.store import Store, ensure_experiment, search_runs
+from rlflow.store import Store, ensure_experiment, open_store, search_runs
 from rlflow.toy import ToyTask
+from rlflow.tracking import start_seed
 from tests.toys import SUITE
 
 pytest_plugins = ("tests.mlflow_fixtures",)
@@ -42,7 +44,19 @@ def test_help_is_quick_and_loads_no_heavy_library() -> None:
     code, output = run("--help")
     assert code == 0
     assert time.process_time() - begin < 1.0
-    for command in ("train", "matrix", "leaderboard", "eval", "sample", "list", "new", "check", "pretrain", "doctor"):
+    for command in (
+        "train",
+        "matrix",
+        "leaderboard",
+        "report",
+        "eval",
+        "sample",
+        "list",
+        "new",
+        "check",
+        "pretrain",
+        "doctor",
+    ):
         assert f" {command} " in output
 
 
@@ -136,10 +150,65 @@ def test_train_then_eval_sample_and_the_board(store: Store, tmp_path: Path) -> N
     code, output = run("leaderboard", "train@1", "--results", results, "--out", str(tmp_path / "board"))
     assert code == 0, output
     assert (tmp_path / "board" / "leaderboard.html").exists()
+    code, output = run("report", "train@1", "--results", results)
+    assert code == 0, output
+    page = tmp_path / "results" / "reports" / "train@1" / "report.html"
+    assert output.splitlines()[0].startswith(f"{page} and ")
+    assert "ppo on toy: no samples recorded" in page.read_text()
 
     # The same folder again: the run has its result, which is never replaced.
     code, output = run("train", "ppo", "toy", *SMALL, "--seed", "5", "--folder", str(folder), "--results", results)
     assert (code, "a result is never replaced" in output) == (2, True)
+
+
+def fill(store: Store, **finals: list[float]) -> None:
+    """A suite `toy@1` with the final scores of each algorithm's seeds, of 10."""
+    for algorithm, scores in finals.items():
+        for seed, final in enumerate(scores):
+            identity = CellIdentity(
+                suite="toy@1",
+                cell_id=f"v1-{algorithm}",
+                algorithm=algorithm,
+                task="toy",
+                task_version="1",
+                policy="flow",
+                anchor_base=0.0,
+                anchor_reference=10.0,
+                budget=400,
+            )
+            tracker = start_seed(store, identity, seed=seed, config={})
+            for step in (0, 200, 300, 400):
+                tracker.log({"eval/score": final}, step)
+            tracker.finish("finished")
+
+
+def test_a_board_is_checked_against_a_released_one(store: Store, tmp_path: Path) -> None:
+    fill(store, ppo=[8.0, 8.2, 8.4], fpo=[5.0, 5.2, 5.4])
+    board = ["leaderboard", "toy@1", "--results", str(store.lock_path.parent)]
+    code, _ = run(*board, "--out", str(tmp_path / "release"))
+    assert code == 0
+    code, output = run(*board, "--against", str(tmp_path / "release"))
+    assert (code, "2 cells: 2 not shown to differ" in output) == (0, True), output
+    worse = tmp_path / "worse" / "mlflow.db"
+    fill(open_store(results=worse.parent), ppo=[8.0, 8.2, 8.4], fpo=[1.0, 1.2, 1.4])
+    code, output = run("leaderboard", "toy@1", "--results", str(worse.parent), "--against", str(tmp_path / "release"))
+    assert (code, "2 cells: 1 not shown to differ, 1 worse" in output) == (1, True), output
+    assert [line.split()[-1] for line in output.splitlines() if line.strip().startswith("fpo on toy")] == ["worse"]
+    code, output = run(*board, "--against", str(tmp_path / "none"))
+    assert (code, "expected a released board with MANIFEST.json and seeds.csv" in output) == (2, True)
+
+
+def test_two_algorithms_are_compared_task_by_task(store: Store) -> None:
+    fill(store, ppo=[8.0, 8.2, 8.4], fpo=[5.0, 5.2, 5.4])
+    board = ["leaderboard", "toy@1", "--results", str(store.lock_path.parent)]
+    code, output = run(*board, "--compare", "fpo", "ppo")
+    assert code == 0, output
+    (row,) = [line.split() for line in output.splitlines() if line.strip().startswith("toy ")][-1:]
+    assert row[:8] == ["toy", "0.520", "(n", "3)", "0.820", "(n", "3)", "0.300"]
+    assert row[-1] == "better"
+    assert "over all tasks: ppo is better by 0.300 of M, a run of it wins with P = 1.00" in output
+    code, output = run(*board, "--compare", "fpo", "pppo")
+    assert (code, "no algorithm 'pppo' on toy@1, which has ['ppo', 'fpo']; did you mean ppo" in output) == (2, True)
 
 
 def test_settings_of_the_suite_are_applied_and_shown(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
