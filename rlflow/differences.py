@@ -16,7 +16,7 @@ from rlflow.stats import CONFIDENCE, FloatArray
 
 WORSE, BETTER, ALIKE = "worse", "better", "not shown to differ"
 MISSING = "missing"
-NAMES = ("change", "+- 95 %", "p (Holm)", "verdict")
+NAMES = ("seeds", "change", "± 95 %", "p (Holm)", "verdict")
 MIN_SEEDS = 2
 
 
@@ -106,12 +106,13 @@ def judged(differences: Iterable[Difference]) -> list[Difference]:
 
 
 def rows(differences: Iterable[Difference]) -> list[list[str]]:
-    """Cells of a table: name, both sides, and `NAMES`."""
+    """Cells of a table: name, mean of both sides, and `NAMES`."""
     return [
         [
             found.name,
-            _side(found.before),
-            _side(found.after),
+            _mean(found.before),
+            _mean(found.after),
+            f"{len(found.before)}, {len(found.after)}",
             ABSENT if found.change is None else fixed_text(found.change, 3),
             ABSENT if found.margin is None else fixed_text(found.margin, 3),
             ABSENT if found.adjusted is None else f"{found.adjusted:.3g}",
@@ -134,5 +135,5 @@ def _tested(found: Difference) -> Difference:
     return replace(found, p_value=p_value)
 
 
-def _side(scores: FloatArray) -> str:
-    return f"{fixed_text(float(scores.mean()), 3)} (n {len(scores)})" if len(scores) else ABSENT
+def _mean(scores: FloatArray) -> str:
+    return fixed_text(float(scores.mean()), 3) if len(scores) else ABSENT

@@ -69,7 +69,7 @@ def test_two_algorithms_are_compared_where_both_have_scores() -> None:
     )
     assert [(line.name, line.verdict) for line in found] == [("a", "better")]
     assert found[0].change == pytest.approx(0.6, abs=EXACT)
-    assert rows(found)[0][:4] == ["a", "0.210 (n 3)", "0.810 (n 3)", "0.600"]
+    assert rows(found)[0][:5] == ["a", "0.210", "0.810", "3, 3", "0.600"]
 
 
 @pytest.mark.parametrize(

@@ -132,9 +132,11 @@ def _print(console: Console, title: str, sides: tuple[str, str], differences: Se
 
     from rlflow.differences import NAMES, rows
 
-    table = Table(title=Text(title), box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("cell", *sides, *NAMES):
-        table.add_column(Text(name), no_wrap=name != "verdict")
+    table = Table(title=Text(title), box=SIMPLE_HEAD, pad_edge=False, padding=0)
+    table.add_column("cell", min_width=20)
+    for name in (*sides, *NAMES[:-1]):
+        table.add_column(Text(name), no_wrap=True, justify="right")
+    table.add_column(NAMES[-1])
     for row in rows(differences):
         table.add_row(*map(Text, row))
     console.print(table)
