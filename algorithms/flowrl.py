@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 import torch
@@ -15,7 +15,7 @@ from rlflow.loss import MAX_LOG_RATIO
 from rlflow.policy import Policy
 from rlflow.rollout import Minibatch, Rollout, Targets
 
-WEIGHTS = {"paper": (0.8, 1.2), "release": (0.0, math.inf), "cispo": (0.8, 1.28), "cap10": (0.0, 10.0)}
+WEIGHTS = {"paper": (0.8, 1.2), "release": (0.0, inf), "cispo": (0.8, 1.28), "cap10": (0.0, 10.0), "none": (1.0, 1.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class FlowRL(Algorithm):
         beta: Inverse temperature of the reward. Too low: stays at the reference; too high: collapses like PPO. Tied
             to the scale of the mean log-ratio.
         variant: Importance weight: `paper` clips to [.8, 1.2], `release` leaves it unclipped, `cispo` clips to
-            [.8, 1.28] and stops the gradient of tokens outside, `cap10` caps at 10.
+            [.8, 1.28] and stops the gradient of tokens outside, `cap10` caps at 10, `none` is 1 everywhere.
         weight_exponent: `mean` or `sum` of the log-ratio over the decisions; a sum degenerates on long sequences.
         window: Consecutive decisions over which the balance holds where every decision carries its own context; log
             Z / beta is then the soft value of the window's first context. Elsewhere it holds over the rollout.
@@ -36,7 +36,7 @@ class FlowRL(Algorithm):
     """
 
     beta: float = 15.0
-    variant: Literal["paper", "release", "cispo", "cap10"] = "paper"
+    variant: Literal["paper", "release", "cispo", "cap10", "none"] = "paper"
     weight_exponent: Literal["mean", "sum"] = "mean"
     window: int = 1
     length_normalised: bool = True

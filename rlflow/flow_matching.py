@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -145,6 +146,28 @@ def integrate(velocity: Velocity, x: Tensor, grid: Tensor, solver: str = "euler"
             v_next = velocity(trial, torch.full((x.shape[0],), s_next, device=x.device)).float()
             trial = x + 0.5 * (v + v_next) * (s_next - s)
         x = trial
+    return x
+
+
+def diffuse(
+    velocity: Velocity, x: Tensor, grid: Tensor, *, a: float, kind: str, draw: Callable[[torch.Size], Tensor]
+) -> Tensor:
+    """Follow the SDE along `grid [S + 1]` from noise `x [n, *A]`; the last step is deterministic (see `sde_step`).
+
+    Args:
+        velocity: Called once a step.
+        x: Start.
+        grid: Times from 1 to 0.
+        a: Noise level.
+        kind: One of `SDE_KINDS`.
+        draw: Standard normals of a shape.
+    """
+    x = x.float()
+    for s, s_next in pairwise(grid):
+        rows, last = (x.shape[0],), bool(s_next == 0)
+        v = velocity(x, s.expand(rows))
+        noise = None if last or a == 0 else draw(x.shape)
+        x = sde_step(x, v, s.expand(rows), s_next.expand(rows), a=0.0 if last else a, kind=kind, noise=noise).x_next
     return x
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rlflow.policies.causal_lm import CausalLMPolicy, LMConfig
-from rlflow.policies.flow import FlowConfig, FlowPolicy
+from rlflow.policies.flow import FlowPolicy
+from rlflow.policies.flow_config import FlowConfig
 from rlflow.policies.gaussian import DiagonalGaussian, GaussianPolicy
 from rlflow.policies.heads import ContextHead, mlp
 from rlflow.policy import Policy

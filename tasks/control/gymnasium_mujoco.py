@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from rlflow import distributed
-from rlflow.policies.flow import FlowConfig
+from rlflow.policies.flow_config import FlowConfig
 from rlflow.policy import Policy
 from rlflow.random import Noise, derived_seed
 from rlflow.rollout import Rollout

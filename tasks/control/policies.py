@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from rlflow.policies.flow import FlowConfig, FlowPolicy
+from rlflow.policies.flow import FlowPolicy
+from rlflow.policies.flow_config import FlowConfig
 from rlflow.policies.gaussian import DiagonalGaussian, GaussianPolicy
 from rlflow.policies.heads import ContextHead, RunningNorm, mlp, partition_mlp
 from rlflow.policy import Policy

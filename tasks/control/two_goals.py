@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlflow.policies.flow import FlowConfig
+from rlflow.policies.flow_config import FlowConfig
 from rlflow.policy import Policy
 from rlflow.random import Noise, generator
 from rlflow.rollout import Rollout

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlflow.policies.flow import FlowConfig, FlowPolicy
+from rlflow.policies.flow import FlowPolicy
+from rlflow.policies.flow_config import FlowConfig
 from rlflow.policies.heads import ContextHead, mlp, partition_mlp
 from rlflow.policy import Policy
 from rlflow.random import Noise

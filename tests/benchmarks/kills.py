@@ -24,7 +24,7 @@ import psutil
 
 # Decided by the clock or by MLflow.
 NOT_COMPARED = ("wall_s", "run_id", "seconds")
-FIGURES_OF_TIME = ("cost", "seconds")
+TIMED = ("cost", "seconds")
 MAX_ATTEMPTS = 200
 
 
@@ -78,10 +78,9 @@ def comparable(path: Path) -> object:
 
 
 def compared(board: Path) -> dict[str, object]:
-    """Files by name: tables, and the figures that no clock decides."""
-    tables = {path.name: comparable(path) for path in sorted(board.glob("*.csv"))}
-    figures = [p for p in sorted(board.glob("figures/*.svg")) if not any(word in p.name for word in FIGURES_OF_TIME)]
-    return tables | {f"figures/{path.name}": comparable(path) for path in figures}
+    """Tables and figures by name, without those that hold nothing but times."""
+    files = [*sorted(board.glob("*.csv")), *sorted(board.glob("figures/*.svg"))]
+    return {path.name: comparable(path) for path in files if not any(word in path.name for word in TIMED)}
 
 
 def main() -> int:

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from rlflow.flow_matching import sde_step
-from rlflow.policies.flow import FlowConfig, FlowPolicy
+from rlflow.policies.flow import FlowPolicy
+from rlflow.policies.flow_config import FlowConfig
 from rlflow.policies.heads import ContextHead, RunningNorm
 from rlflow.random import Noise, generator
 from rlflow.toy import ToyVelocity
@@ -165,7 +166,7 @@ def test_without_trajectory_the_distance_is_taken_at_the_probes():
 
 
 def test_evaluation_uses_its_own_grid_solver_and_start():
-    config = FlowConfig(train_steps=2, eval_steps=4, solver="heun", eval_start="mean")
+    config = FlowConfig(train_steps=2, eval_steps=4, eval_solver="heun", eval_start="mean")
     calls = []
 
     class Still(nn.Module):
@@ -178,6 +179,36 @@ def test_evaluation_uses_its_own_grid_solver_and_start():
     # From the zero start along velocity 1 for time -1; Heun asks twice a step but once on the last.
     assert torch.allclose(sample, -torch.ones(3, 2), atol=EXACT)
     assert calls == [1.0, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_training_samples_have_their_own_solver():
+    calls = []
+
+    class Still(nn.Module):
+        def forward(self, x, s, context):
+            calls.append(float(s[0]))
+            return torch.ones_like(x)
+
+    context = {"observation": torch.zeros(3, 1)}
+    for settings, times in (({"solver": "heun"}, [1.0, 0.5, 0.5]), ({"eval_solver": "heun"}, [1.0, 0.5])):
+        calls.clear()
+        policy = FlowPolicy(Still(), (2,), FlowConfig(train_steps=2, **settings), requires=frozenset({"elbo"}))
+        policy.sample(context, Noise(generator=generator(0)))
+        assert calls == times
+
+
+def test_evaluation_by_the_sde_draws_noise_on_every_step_but_the_last():
+    config = FlowConfig(train_steps=2, eval_steps=2, eval_solver="sde", noise_level=0.5, eval_start="mean")
+
+    class Still(nn.Module):
+        def forward(self, x, s, context):
+            return torch.zeros_like(x)
+
+    policy = FlowPolicy(Still(), (2,), config, requires=frozenset({"elbo"}))
+    sample = policy.sample({"observation": torch.zeros(3, 1)}, Noise(generator=generator(0)), train=False)["sample"]
+    # Velocity 0 from 0: only the first step moves, by sigma sqrt(.5) with sigma = .5 sqrt(1/(1 - .5)) = .5 sqrt 2.
+    drawn = Noise(generator=generator(0)).normal((3, 2))
+    assert torch.allclose(sample, 0.5 * drawn, atol=EXACT)
 
 
 def test_a_given_start_is_used():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlflow.config import resolve
-from rlflow.policies.flow import FlowConfig
+from rlflow.policies.flow_config import FlowConfig
 from rlflow.random import Noise, generator
 from rlflow.testing import TaskCheck, task_checks
 from tasks.image.networks import ShapesNet, ShapesNetConfig, load_network

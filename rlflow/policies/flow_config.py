@@ -1,0 +1,62 @@
+"""Settings of a flow policy: grids, samplers, likelihoods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """Sampler and likelihood of a flow policy.
+
+    Attributes:
+        train_steps: Denoising steps while training (denoising reduction). Too few: biased samples; many: slow.
+        eval_steps: Denoising steps of evaluation.
+        shift: Shift of the `linspace_shift` grid; 1 is linear.
+        solver: ODE solver of training samples that leave no trajectory, `euler` or `heun`.
+        eval_solver: Sampler of evaluation: ODE solver `euler` or `heun` (two velocities a step), or `sde`, stochastic
+            steps of kind `sde` at `noise_level` all along the grid but for the last.
+        sde: Kind of stochastic step: `flow_sde`, `cps` or `dance`.
+        noise_level: a of the stochastic step. Too low: no exploration; too high: samples leave the data manifold.
+        window: Number of consecutive stochastic, trained steps (0 = all but the last).
+        window_start: First step of the window, or -1 for a random start per rollout.
+        reduction: Reduction over dimensions of log-prob and CFM loss: `mean`, `sum`, `sqrt_d`.
+        num_probes: CFM probes per decision.
+        probe_loss: CFM loss parameterisation, `u`, `eps` or `x0` (see `cfm_loss`).
+        kl: `latent`, (mean - ref mean)^2 / (2 std^2) with std including sqrt(-dt); or `velocity`, |v - v_ref|^2,
+            both mean over dimensions. At CFM probes where no trajectory is stored, always `velocity`.
+        eval_start: `noise`, fixed seeded noise; `mean`, the zero start.
+        replay: `stepwise`, K forwards of the sampler's batch (bit-exact ratio 1); `folded`, one forward of K times
+            the rows (faster for small networks).
+    """
+
+    train_steps: int = 10
+    eval_steps: int = 20
+    shift: float = 1.0
+    solver: Literal["euler", "heun"] = "euler"
+    eval_solver: Literal["euler", "heun", "sde"] = "euler"
+    sde: Literal["flow_sde", "cps", "dance"] = "flow_sde"
+    noise_level: float = 0.7
+    window: int = 0
+    window_start: int = 0
+    reduction: Literal["mean", "sum", "sqrt_d"] = "mean"
+    num_probes: int = 8
+    probe_loss: Literal["u", "eps", "x0"] = "u"
+    kl: Literal["latent", "velocity"] = "latent"
+    eval_start: Literal["noise", "mean"] = "noise"
+    replay: Literal["stepwise", "folded"] = "stepwise"
+
+    def __post_init__(self) -> None:
+        """Check the window against the grid."""
+        if self.train_steps < 2 or self.eval_steps < 1 or self.num_probes < 1:
+            raise ValueError(
+                f"flow: expected train_steps >= 2, eval_steps >= 1, num_probes >= 1, found {self.train_steps}, "
+                f"{self.eval_steps}, {self.num_probes}"
+            )
+        last = self.window_start + self.window
+        if self.window < 0 or last > self.train_steps - 1:
+            raise ValueError(
+                f"flow: the window [{self.window_start}, {last}) must end before the last of {self.train_steps} "
+                "training steps (it is almost deterministic); lower window or window_start"
+            )
