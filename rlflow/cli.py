@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from rlflow.commands.board import leaderboard, report
 from rlflow.commands.check import check
 from rlflow.commands.checkpoint import evaluate, sample
+from rlflow.commands.claims import claims
 from rlflow.commands.doctor import doctor
 from rlflow.commands.matrix import matrix
 from rlflow.commands.new import new
@@ -23,6 +24,7 @@ from rlflow.launch import quiet_libraries
 EXPECTED_ERRORS = frozenset(
     {
         "rlflow.checkpoint.CheckpointError",
+        "rlflow.claims.ClaimsError",
         "rlflow.commands.options.UsageError",
         "rlflow.launcher.LaunchError",
         "rlflow.matrix.MatrixError",
@@ -73,6 +75,7 @@ app.command()(train)
 app.command()(matrix)
 app.command()(leaderboard)
 app.command()(report)
+app.command()(claims)
 app.command("eval")(evaluate)
 app.command()(sample)
 app.command("list")(list_plugins)

@@ -38,8 +38,19 @@ class SeedState:
     wall_s: float
 
 
-def read_board(store: Store, suite: str) -> Board:
-    """The leaderboard of `suite`, a pure function of the store's content (and of the clock only for stale runs).
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Everything that a suite has come to, before anything is ranked; `digests` are those of its file."""
+
+    plan: SuitePlan | None
+    cells: tuple[Cell, ...]
+    warnings: tuple[str, ...]
+    digests: tuple[str, ...]
+    provenance: tuple[str, ...]
+
+
+def read_results(store: Store, suite: str) -> Results:
+    """Cells of `suite` with their seeds, a pure function of the store's content (of the clock only for stale runs).
 
     Raises:
         TrackingError: There is no such experiment; the known ones are named.
@@ -58,13 +69,25 @@ def read_board(store: Store, suite: str) -> Board:
     digests = sorted({run.tags.get("rlflow.suite_digest", "") for run in cell_runs})
     if len(digests) > 1:
         warnings.append(f"cells come from {len(digests)} versions of the suite file: {digests}")
+    return Results(
+        plan=plan,
+        cells=tuple(cells),
+        warnings=(*cell_warnings, *warnings),
+        digests=tuple(digests),
+        provenance=provenance(shown),
+    )
+
+
+def read_board(store: Store, suite: str) -> Board:
+    """The leaderboard of `suite` (see `read_results`)."""
+    results = read_results(store, suite)
     return make_board(
         suite,
-        plan.digest if plan else "/".join(digests),
-        cells,
-        plan=plan,
-        warnings=[*cell_warnings, *warnings],
-        provenance=provenance(shown),
+        results.plan.digest if results.plan else "/".join(results.digests),
+        results.cells,
+        plan=results.plan,
+        warnings=results.warnings,
+        provenance=results.provenance,
     )
 
 

@@ -31,8 +31,6 @@ class ReportError(RuntimeError):
 def write_board(board: Board, folder: Path, gallery: Gallery | None = None) -> list[Path]:
     """Write leaderboard.md, .html, .tex and .csv, pairwise.csv, seeds.csv, equal_cost.csv, figures, MANIFEST.json.
 
-    Every file is written beside its place and moved there, so that a reader never sees half of one.
-
     Args:
         board: The board.
         folder: Made where it is missing; other files in it stay.
@@ -44,10 +42,18 @@ def write_board(board: Board, folder: Path, gallery: Gallery | None = None) -> l
     Raises:
         ReportError: The folder cannot be written.
     """
+    contents = dict(_contents(board, gallery))
+    return write_files(folder, {**contents, "MANIFEST.json": _manifest(board, contents)})
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
+    """Write files by name, each beside its place and then moved there, so that a reader never sees half of one.
+
+    Raises:
+        ReportError: The folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        contents = dict(_contents(board, gallery))
-        contents["MANIFEST.json"] = _manifest(board, contents)
         return [_write(folder / name, content) for name, content in contents.items()]
     except OSError as error:
         raise ReportError(

@@ -33,7 +33,7 @@ def board_csv(board: Board) -> str:
             means = (cell.raw.mean() if n else "", stats.standard_error(cell.raw), cell.normalised.mean() if n else "")
             about = (cell.policy, cell.task_version, cell.division, cell.cell_id, cell.budget)
             lines.append([*whole, column, *about, n, len(cell.launched), cell.num_diverged, *means, cell.wall_s])
-    return _csv(BOARD_NAMES, lines)
+    return csv_text(BOARD_NAMES, lines)
 
 
 def pairs_csv(board: Board) -> str:
@@ -44,7 +44,7 @@ def pairs_csv(board: Board) -> str:
         bounds = (limits.low, limits.high) if limits else ("", "")
         tests = (pair.p_value, pair.adjusted, pair.exact)
         lines.append([pair.first, pair.second, pair.difference, pair.improvement, *bounds, *tests])
-    return _csv(PAIR_FIELDS, lines)
+    return csv_text(PAIR_FIELDS, lines)
 
 
 def seeds_csv(board: Board) -> str:
@@ -63,7 +63,7 @@ def seeds_csv(board: Board) -> str:
                     shape = [area, *reached, stats.drop(seed.scores, seed.final)]
                 line = [entrant.algorithm, column, cell.policy, seed.seed, seed.outcome, seed.final, seed.normalised]
                 lines.append([*line, *shape, seed.wall_s, seed.run_id, seed.detail])
-    return _csv([*names, "wall_s", "run_id", "detail"], lines)
+    return csv_text([*names, "wall_s", "run_id", "detail"], lines)
 
 
 def equal_cost_csv(cost: EqualCost) -> str:
@@ -78,10 +78,11 @@ def equal_cost_csv(cost: EqualCost) -> str:
             lines.append([algorithm, cost.headlines.get(algorithm), *bounds, *place, len(raw), *means])
     for column, reason in cost.reasons.items():
         lines.append(["", "", "", "", column, *([""] * (len(COST_NAMES) - len(COST_FIELDS) + 2)), reason])
-    return _csv(COST_NAMES, lines)
+    return csv_text(COST_NAMES, lines)
 
 
-def _csv(names: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+def csv_text(names: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    """A table as CSV; None is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)

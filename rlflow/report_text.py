@@ -94,12 +94,12 @@ def markdown(board: Board) -> str:
         for entrant in board.entrants
     ]
     budgets = [[column, budget_text(board, column)] for column in board.columns]
-    parts = [f"# Leaderboard {board.suite}", _markdown_table(names, rows), *_remarks(board)]
-    parts += ["## Budgets", _markdown_table(["task", "samples of a run"], budgets)]
+    parts = [f"# Leaderboard {board.suite}", markdown_table(names, rows), *_remarks(board)]
+    parts += ["## Budgets", markdown_table(["task", "samples of a run"], budgets)]
     if guards := guard_rows(board):
-        parts += ["## Guards", GUARDS, _markdown_table(GUARD_NAMES, guards)]
+        parts += ["## Guards", GUARDS, markdown_table(GUARD_NAMES, guards)]
     if board.pairs:
-        parts += ["## Pairs", _markdown_table(PAIR_NAMES, pair_rows(board))]
+        parts += ["## Pairs", markdown_table(PAIR_NAMES, pair_rows(board))]
     parts += ["## Equal cost", EQUAL_COST, *_equal_cost(equal_cost(board)), "## Method", METHOD]
     return "\n\n".join(parts) + "\n"
 
@@ -121,7 +121,7 @@ def _markdown_cell(board: Board, cell: Cell | None) -> str:
 
 
 def _equal_cost(cost: EqualCost) -> list[str]:
-    table = [_markdown_table(cost_names(cost), cost_rows(cost))] if cost.columns else []
+    table = [markdown_table(cost_names(cost), cost_rows(cost))] if cost.columns else []
     return [*table, *(f"{column}: not compared, {reason}" for column, reason in cost.reasons.items())]
 
 
@@ -133,7 +133,8 @@ def _remarks(board: Board) -> list[str]:
     return lines
 
 
-def _markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of texts."""
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     lines += ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows]
     return "\n".join(lines)

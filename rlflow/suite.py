@@ -154,6 +154,14 @@ def load_suite(name: str) -> Suite:
     return parse_suite(source.read_text(encoding="utf-8"), f"{entry.target}/{name}.yaml")
 
 
+def experiment_of(suite: str, budget: str) -> str:
+    """MLflow experiment of a registered suite, or a file, at a budget; a name that has an `@` is one already."""
+    if "@" in suite:
+        return suite
+    loaded = load_suite(suite)
+    return loaded.experiment(loaded.budget(budget).name)
+
+
 def parse_suite(text: str, origin: str) -> Suite:
     """Check the text of a suite file; `origin` names it in errors."""
     try:

@@ -45,6 +45,7 @@ def leaderboard(
     from rlflow.report import write_board
     from rlflow.report_text import terminal_table
     from rlflow.store import open_store
+    from rlflow.suite import experiment_of
 
     released = None if against is None else read_release(against)
     experiment = experiment_of(suite, budget)
@@ -84,6 +85,7 @@ def report(
     from rlflow.leaderboard_samples import read_gallery
     from rlflow.report import write_board
     from rlflow.store import open_store
+    from rlflow.suite import experiment_of
 
     experiment = experiment_of(suite, budget)
     store = open_store(tracking_uri, results=results, create=False)
@@ -94,16 +96,6 @@ def report(
     console.print(f"{files[1]} and {len(files) - 1} more files beside it", markup=False)
     if gallery.left_out:
         console.print(f"samples not shown: {len(gallery.left_out)}; the page names them", markup=False)
-
-
-def experiment_of(suite: str, budget: str) -> str:
-    """The experiment of a suite at a budget; a name that has an `@` is one already."""
-    from rlflow.suite import load_suite
-
-    if "@" in suite:
-        return suite
-    loaded = load_suite(suite)
-    return loaded.experiment(loaded.budget(budget).name)
 
 
 def _compare(console: Console, board: Board, first: str, second: str) -> None:

@@ -1,0 +1,1 @@
+"""Claims files that ship with rlflow."""
