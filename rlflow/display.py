@@ -19,6 +19,8 @@ from rlflow.pool import Ended, Running
 if TYPE_CHECKING:
     from rlflow.matrix import Job
 
+MAX_SEED_COLUMNS = 5
+
 
 class Bar:
     """Progress of one seed."""
@@ -156,15 +158,14 @@ class MatrixView:
 
 
 def grid(jobs: Sequence[Job], estimates: Mapping[tuple[str, int], float], num_jobs: int) -> Table:
-    """The plan: cells by seeds with their state, and what is left to do."""
-    seeds = sorted({job.seed for job in jobs})
-    states = {(job.cell.name, job.seed): job for job in jobs}
+    """The plan: the state of every seed of every cell, of many seeds as numbers by state, and what is left to do."""
     table = Table(box=None, pad_edge=False, title="", show_footer=False)
     table.add_column("cell")
-    for seed in seeds:
-        table.add_column(f"seed {seed}")
-    for name in dict.fromkeys(job.cell.name for job in jobs):
-        table.add_row(name, *(_state_text(states[name, seed], estimates) for seed in seeds))
+    columns = _by_seed(jobs, estimates) if len({job.seed for job in jobs}) <= MAX_SEED_COLUMNS else _by_state(jobs)
+    for name in columns:
+        table.add_column(name)
+    for cell in dict.fromkeys(job.cell.name for job in jobs):
+        table.add_row(cell, *(column.get(cell, "") for column in columns.values()))
     pending = [job for job in jobs if job.pending]
     known = [estimates.get((job.cell.identity.cell_id, job.seed)) for job in pending]
     cost = "unknown until a seed of each task has finished"
@@ -173,6 +174,31 @@ def grid(jobs: Sequence[Job], estimates: Mapping[tuple[str, int], float], num_jo
     table.caption = f"{len(pending)} of {len(jobs)} seeds to run, {num_jobs} at a time: {cost}"
     table.caption_justify = "left"
     return table
+
+
+def _by_seed(jobs: Sequence[Job], estimates: Mapping[tuple[str, int], float]) -> dict[str, dict[str, str]]:
+    columns: dict[str, dict[str, str]] = {}
+    for job in sorted(jobs, key=lambda one: one.seed):
+        columns.setdefault(f"seed {job.seed}", {})[job.cell.name] = _state_text(job, estimates)
+    return columns
+
+
+def _by_state(jobs: Sequence[Job]) -> dict[str, dict[str, str]]:
+    seeds: dict[str, dict[str, list[int]]] = {}
+    for job in jobs:
+        seeds.setdefault(job.state, {}).setdefault(job.cell.name, []).append(job.seed)
+    return {state: {name: _ranges(found) for name, found in cells.items()} for state, cells in sorted(seeds.items())}
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`0-3, 5` for 0, 1, 2, 3, 5."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in parts)
 
 
 def _state_text(job: Job, estimates: Mapping[tuple[str, int], float]) -> str:

@@ -6,6 +6,7 @@ replace themselves.  So a write whose answer was lost is simply sent again.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -110,10 +111,19 @@ class Journal:
         if not self._waiting:
             self._retry_s = time.monotonic() + RETRY_AFTER_S
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(write)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        line = json.dumps(asdict(write)).encode() + b"\n"
+        with self._path.open("ab", buffering=0) as file:
+            whole = file.tell()
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+                os.fsync(file.fileno())
+            except OSError:
+                # What comes later must not be joined to half a line.
+                os.truncate(self._path, whole)
+                if not whole:
+                    self._path.unlink()
+                raise
         self._waiting.append(write)
 
     def _request(self, write: Write) -> None:
@@ -141,11 +151,14 @@ def _metric(name: str, value: float, time_ms: int, step: int) -> Metric:
 
 
 def _read(path: Path) -> list[Write]:
-    """What is kept; a last line that a crash has cut short was never promised to anybody."""
+    """What is kept; a last line that a crash has cut short was never promised to anybody, and is cut off."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [Write(**json.loads(line)) for line in lines if line.endswith("\n")]
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        os.truncate(path, len(whole))
+    return [Write(**json.loads(line)) for line in whole.splitlines()]
 
 
 def _first_line(error: Exception) -> str:

@@ -208,8 +208,9 @@ def quiet_libraries() -> None:
     """Silence progress bars and migrations; to be called before the libraries are imported."""
     for name, value in {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}.items():
         os.environ.setdefault(name, value)
-    for logger in ("mlflow.store.db.utils", "alembic"):
-        logging.getLogger(logger).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # It prints the traceback of every error that it raises; who catches one tells it in a line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def limit_threads(num_threads: int) -> None:

@@ -25,6 +25,7 @@ import torch
 
 from rlflow.checkpoint import CHECKPOINT, read_checkpoint, refuse_other_run
 from rlflow.config import Config, from_resolved
+from rlflow.disk import advice, out_of_space
 from rlflow.launch import Progress, SeedPlan, quiet_libraries
 from rlflow.store import open_store
 from rlflow.tracker import SCORE_METRIC, MemoryTracker, Outcome, Tracker
@@ -32,6 +33,7 @@ from rlflow.tracking import start_seed
 from rlflow.trainer import DivergedError, Loop
 
 REPORT_AFTER_S = 0.5
+TRACEBACK = "traceback.txt"
 EXIT_CODES: dict[Outcome, int] = {"finished": 0, "diverged": 0, "failed": 1, "interrupted": 130}
 
 Report = Callable[[Progress], None]
@@ -183,30 +185,43 @@ def build(config: Config, folder: Path) -> Loop:
 def _fit(loop: Loop, tracker: Tracker, report: Report) -> Progress:
     points = Points(tracker, report, loop.samples)
     loop.tracker = points
-    outcome: Outcome = "finished"
-    detail = ""
+    outcome, detail = _trained(loop, points)
+    end = replace(points.progress(), samples=loop.samples, outcome=outcome, detail=detail)
+    try:
+        points.flush()
+        if (loop.folder / TRACEBACK).exists() and outcome == "failed":
+            tracker.artifact(loop.folder / TRACEBACK)
+        if outcome == "finished" and is_first_rank():
+            tracker.artifact(loop.folder / CHECKPOINT, "checkpoints")
+        tracker.finish(outcome, detail)
+    except Exception as error:
+        if not out_of_space(error):
+            raise
+        # The store keeps a run without a process, which the same command continues.
+        end = replace(end, outcome="failed", detail=advice(loop.folder))
+    report(end)
+    return end
+
+
+def _trained(loop: Loop, points: Points) -> tuple[Outcome, str]:
+    """Train to the end; how it ended and why."""
     stop = Stop(loop.folder, points)
+    (loop.folder / TRACEBACK).unlink(missing_ok=True)
     try:
         with stop.listening():
             if loop.iteration < loop.config.num_iterations:
                 build_trainer(loop.config, loop.folder, [stop]).fit(loop)
     except DivergedError as error:
-        outcome, detail = "diverged", str(error)
+        return "diverged", str(error)
     except (InterruptedRun, KeyboardInterrupt):
-        outcome, detail = "interrupted", f"stopped after {loop.samples} samples"
+        return "interrupted", f"stopped after {loop.samples} samples"
     except Exception as error:
-        outcome, detail = "failed", f"{type(error).__name__}: {error}"
-        (loop.folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        if out_of_space(error):
+            return "failed", advice(loop.folder)
+        (loop.folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
         traceback.print_exc()
-    end = replace(points.progress(), samples=loop.samples, outcome=outcome, detail=detail)
-    points.flush()
-    if outcome == "failed":
-        tracker.artifact(loop.folder / "traceback.txt")
-    if outcome == "finished" and is_first_rank():
-        tracker.artifact(loop.folder / CHECKPOINT, "checkpoints")
-    tracker.finish(outcome, detail)
-    report(end)
-    return end
+        return "failed", f"{type(error).__name__}: {error}"
+    return "finished", ""
 
 
 def build_trainer(config: Config, folder: Path, callbacks: Sequence[L.Callback] = ()) -> L.Trainer:
@@ -268,6 +283,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         end = train(plan, report)
     except Exception as error:
+        if out_of_space(error):
+            # For the log, to which the matrix points; there is no space for a progress file.
+            print(advice(plan.folder), file=sys.stderr)
+            return 1
         traceback.print_exc()
         report(Progress(outcome="failed", detail=str(error)))
         return 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +118,32 @@ def test_a_locked_database_delays_and_a_refused_write_raises(store: Store, ident
     assert not kept.exists()
     with pytest.raises(MlflowException, match="Invalid"):
         Journal(store, tracker.run_id).send(Write(metrics=[("bad#name", 0.5, 1, 100)]))
+
+
+def test_half_a_line_is_never_joined_by_the_next_one(
+    store: Store, identity: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = start_seed(store, identity(), seed=0, config=CONFIG)
+    tracker.finish("interrupted")
+    client = Away(store.client, MlflowException("database is locked"))
+    away: Store = replace(store, client=client)  # type: ignore[arg-type]
+    kept = store.journal_folder / f"{tracker.run_id}.jsonl"
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            Journal(away, tracker.run_id).send(Write(metrics=[("eval/score", 0.1, 1, 0)]))
+    assert not kept.exists()
+    Journal(away, tracker.run_id).send(Write(metrics=[("eval/score", 0.5, 1, 100)]))
+    with kept.open("a") as file:
+        file.write('{"metrics": [["eval/sc')
+    # The next process keeps more behind what the crash has cut short.
+    Journal(away, tracker.run_id).send(Write(metrics=[("eval/score", 0.6, 1, 200)]))
+    Journal(store, tracker.run_id).deliver(0.0)
+    assert points(store, tracker.run_id) == [(100, 0.5), (200, 0.6)]
 
 
 def test_errors_that_may_pass() -> None:

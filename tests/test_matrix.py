@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from rlflow.display import grid
 from rlflow.leaderboard import CellRun, SeedState, read_states
 from rlflow.matrix import (
     Job,
@@ -86,6 +88,17 @@ def test_seeds_are_outermost_and_states_come_from_the_store(suite: Suite, tmp_pa
     ]  # fmt: skip
     assert [job.pending for job in jobs] == [False, True, False, False, True, True, True, True]
     assert len({job.folder for job in jobs}) == 8
+
+    # More seeds than columns are numbers by state.
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(grid(make_jobs(cells, range(7), recorded, tmp_path), {}, 2))
+    lines = [line.split() for line in shown.get().splitlines()]
+    assert lines[:3] == [
+        ["cell", "diverged", "finished", "resume", "running", "to", "do"],
+        ["ppo", "toy", "1", "0", "2", "3-6"],
+        ["fpo", "toy", "1", "0,", "2-6"],
+    ]
 
 
 def test_the_estimate_is_the_mean_of_the_cell_else_of_the_task(suite: Suite, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,13 +14,15 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import Trainer
 
 from rlflow.checkpoint import CheckpointError
+from rlflow.journal import Journal
 from rlflow.launch import Progress, SeedPlan
 from rlflow.leaderboard import read_states
 from rlflow.rollout import Rollout
 from rlflow.run import BuildError, Points, main, train
-from rlflow.store import Store, ensure_experiment, history, search_runs
+from rlflow.store import Store, ensure_experiment, history, open_store, search_runs
 from rlflow.toy import ToyTask
 from rlflow.tracker import MemoryTracker
 from tests.toys import EXPERIMENT, toy_plan
@@ -135,11 +138,11 @@ def test_an_exception_is_a_failure_that_keeps_its_traceback(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def explode(rollout: Rollout) -> Rollout:
-        raise OSError("no space left on the device")
+        raise OSError("the simulator is gone")
 
     monkeypatch.setattr(ToyTask, "score", failing_score(5, explode))
     end = train(toy_plan(store, tmp_path / "seed"), ignore)
-    assert (end.outcome, end.detail) == ("failed", "OSError: no space left on the device")
+    assert (end.outcome, end.detail) == ("failed", "OSError: the simulator is gone")
     run = seed_run(store)
     assert (run.data.tags["rlflow.outcome"], run.info.status) == ("failed", "FAILED")
     kept = store.client.download_artifacts(run.info.run_id, "traceback.txt", str(tmp_path))
@@ -148,6 +151,47 @@ def test_an_exception_is_a_failure_that_keeps_its_traceback(
     monkeypatch.undo()
     assert train(toy_plan(store, tmp_path / "seed", resume=True), ignore).outcome == "finished"
     assert [step for step, _ in curve(store, SCORE)] == [0, 32, 64, 96]
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("place", ["checkpoint", "record"])
+def test_a_full_disk_is_told_in_one_line_and_the_same_command_goes_on(
+    place: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, folder = toy_plan(store, tmp_path / "seed"), tmp_path / "seed"
+    calls = 0
+    save = Trainer.save_checkpoint
+
+    def fill_up(trainer: Trainer, path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            if place == "record":
+                # Nothing can be written from here on, not even how the run ended.
+                monkeypatch.setattr(Journal, "send", full)
+            full()
+        save(trainer, path)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", fill_up)
+    end = train(plan, ignore)
+    advice = f"no space left to write {folder} or the tracking store: free some and give the same command again"
+    assert (end.outcome, end.detail) == ("failed", advice)
+    assert "Traceback" not in capsys.readouterr().err
+    assert not (folder / "traceback.txt").exists()
+    tags = seed_run(store).data.tags
+    assert tags["rlflow.outcome"] == ("failed" if place == "checkpoint" else "running")
+
+    monkeypatch.undo()
+    # Its process is gone.
+    store.client.set_tag(seed_run(store).info.run_id, "rlflow.heartbeat", "0")
+    assert train(replace(plan, resume=True), ignore).outcome == "finished"
+    alone = tmp_path / "alone"
+    undisturbed = train(toy_plan(open_store(results=alone), alone / "seed"), ignore)
+    assert undisturbed.outcome == "finished"
+    assert curve(store, SCORE) == curve(open_store(results=alone), SCORE)
 
 
 def test_a_task_that_cannot_be_set_up_leaves_nothing_in_the_store(
