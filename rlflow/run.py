@@ -68,7 +68,7 @@ class Points:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Add to the points of `step`."""
         if step != self._step:
-            self.flush()
+            self._hand_on()
         self._step = step
         self._pending |= metrics
         evaluated = SCORE_METRIC in metrics
@@ -83,11 +83,14 @@ class Points:
         self._tracker.artifact(path, folder)
 
     def flush(self) -> None:
-        """Hand the pending points on and have them sent."""
+        """Hand the pending points on and have all of them sent."""
+        self._hand_on()
+        self._tracker.flush()
+
+    def _hand_on(self) -> None:
         if self._pending:
             self._tracker.log(self._pending, self._step)
             self._pending = {}
-        self._tracker.flush()
 
 
 class Stop(L.Callback):
@@ -189,7 +192,7 @@ def _fit(loop: Loop, tracker: Tracker, report: Report) -> Progress:
     end = replace(points.progress(), samples=loop.samples, outcome=outcome, detail=detail)
     try:
         points.flush()
-        if (loop.folder / TRACEBACK).exists() and outcome == "failed":
+        if (loop.folder / TRACEBACK).exists():
             tracker.artifact(loop.folder / TRACEBACK)
         if outcome == "finished" and is_first_rank():
             tracker.artifact(loop.folder / CHECKPOINT, "checkpoints")
