@@ -175,6 +175,12 @@ def test_a_kill_takes_one_seed_down_and_ctrl_c_leaves_everything_to_continue(sto
     assert sorted(seed.state for seed in read_states(store, experiment).values()) == ["failed", "interrupted"]
     recorded = {name: tags(store, experiment, name)["mlflow.parentRunId"] for name in ("ppo", "fpo")}
 
+    # A suite that is half run is not gone on with under other settings.
+    suite.write_text(SUITE.replace("trainer.budget: 16000000", "trainer.budget: 32000000"))
+    edited = invoke(suite, results, "--budget", "endless")
+    assert (edited.exit_code, "trainer.budget: planned 32000000, recorded 16000000" in edited.output) == (2, True)
+    suite.write_text(SUITE)
+
     # Both go on in the same MLflow runs.
     def interrupt(during: Meanwhile) -> None:
         during.wait_until(

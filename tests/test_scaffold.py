@@ -127,3 +127,23 @@ def test_the_package_is_whole_and_clean(kind: str, name: str, files: set[str], t
                     [*ruff, "format", "--isolated", "--line-length=120", "--diff", "--exclude=*.md", "."]):  # fmt: skip
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
+
+
+def test_the_sources_pass_a_strict_type_checker(tmp_path: Path) -> None:
+    packages = {"rlflow_my_algo": plan("algorithm", "my_algo"), "rlflow_games_ball": plan("task", "games/ball")}
+    for package, names in packages.items():
+        write(names, tmp_path / names.distribution)
+        assert (tmp_path / names.distribution / package).is_dir()
+    folders = [str(tmp_path / names.distribution / package) for package, names in packages.items()]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--config-file=",
+        f"--cache-dir={tmp_path / 'cache'}",
+        *folders,
+    ]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    assert found.returncode == 0, found.stdout
+    assert "no issues found in 4 source files" in found.stdout
