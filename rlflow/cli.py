@@ -14,6 +14,7 @@ from rlflow.commands.check import check
 from rlflow.commands.checkpoint import evaluate, sample
 from rlflow.commands.claims import claims
 from rlflow.commands.doctor import doctor
+from rlflow.commands.export import export
 from rlflow.commands.matrix import matrix
 from rlflow.commands.new import new
 from rlflow.commands.plugins import list_plugins, pretrain
@@ -26,6 +27,7 @@ EXPECTED_ERRORS = frozenset(
         "rlflow.checkpoint.CheckpointError",
         "rlflow.claims.ClaimsError",
         "rlflow.commands.options.UsageError",
+        "rlflow.export.ExportError",
         "rlflow.launcher.LaunchError",
         "rlflow.matrix.MatrixError",
         "rlflow.policy.MissingCapabilityError",
@@ -78,6 +80,7 @@ app.command()(report)
 app.command()(claims)
 app.command("eval")(evaluate)
 app.command()(sample)
+app.command()(export)
 app.command("list")(list_plugins)
 app.command()(new)
 app.command()(check)

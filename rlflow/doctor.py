@@ -15,6 +15,7 @@ from typing import Literal
 
 PACKAGES = ("torch", "lightning", "mlflow", "transformers", "diffusers", "gymnasium", "mujoco", "numpy", "rlflow")
 EXTRAS = {
+    "onnx": "policies that act outside rlflow, rlflow export: pip install 'rlflow[onnx]'",
     "ray": "a matrix on several machines, --launcher ray: pip install 'rlflow[ray]'",
     "vllm": "fast language-model rollouts on CUDA: pip install 'rlflow[vllm]'",
 }

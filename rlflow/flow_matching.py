@@ -139,10 +139,11 @@ def integrate(velocity: Velocity, x: Tensor, grid: Tensor, solver: str = "euler"
     if solver not in SOLVERS:
         raise ValueError(f"solver: expected one of {SOLVERS}, found {solver!r}")
     x = x.float()
-    for s, s_next in zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True):
+    steps = list(pairwise(grid.tolist()))
+    for index, (s, s_next) in enumerate(steps, start=1):
         v = velocity(x, torch.full((x.shape[0],), s, device=x.device)).float()
         trial = x + v * (s_next - s)
-        if solver == "heun" and s_next > 0:
+        if solver == "heun" and index < len(steps):
             v_next = velocity(trial, torch.full((x.shape[0],), s_next, device=x.device)).float()
             trial = x + 0.5 * (v + v_next) * (s_next - s)
         x = trial

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlflow.policy import Policy
 from rlflow.random import Noise
@@ -133,6 +133,34 @@ class Task(ABC):
 
     def close(self) -> None:  # noqa: B027 - most tasks hold nothing
         """Release resources; called once at the end of a run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acting:
+    """A policy as a module of its own.
+
+    Attributes:
+        module: Inputs by position to one output.
+        inputs: Example of each input by its name, `[n, ...]`.
+        output: Name of the output, `[n, ...]`.
+    """
+
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    output: str
+
+
+@runtime_checkable
+class Acts(Protocol):
+    """A task whose policies are plain functions of tensors, so that they can act outside rlflow (`rlflow export`)."""
+
+    def acting(self, policy: Policy) -> Acting:
+        """The policy as it acts in `evaluate`.
+
+        Raises:
+            ValueError: This configuration acts by more than its inputs, e.g. noise of its own.
+        """
+        ...
 
 
 @runtime_checkable

@@ -21,7 +21,7 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Evaluate CHECKPOINT, also under changed settings such as another sampler."""
-    result, loop = _judge([str(checkpoint), *(overrides or [])])
+    result, loop = judge([str(checkpoint), *(overrides or [])])
     typer.echo(f"{loop.config.algorithm_name} on {loop.config.task_name} after {loop.samples:,} samples")
     for name, value in result.metrics.items():
         typer.echo(f"  {name:<32} {value:.6g}")
@@ -37,12 +37,17 @@ def sample(
     from rlflow.samples import write_samples
 
     out = _writable(out)
-    result, _ = _judge(target)
+    result, _ = judge(target)
     for path in sorted(write_samples(result, out)):
         typer.echo(str(path))
 
 
-def _judge(target: list[str]) -> tuple[Evaluation, Loop]:
+def judge(target: list[str]) -> tuple[Evaluation, Loop]:
+    """Evaluate CHECKPOINT, or an untrained policy; the loop is that of the run.
+
+    Raises:
+        UsageError: Neither is named.
+    """
     import torch
 
     from rlflow.config import from_resolved, resolve

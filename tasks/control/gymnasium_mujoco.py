@@ -17,7 +17,8 @@ from rlflow.policies.flow_config import FlowConfig
 from rlflow.policy import Policy
 from rlflow.random import Noise, derived_seed
 from rlflow.rollout import Rollout
-from rlflow.task import Anchors, Evaluation, Task
+from rlflow.task import Acting, Anchors, Evaluation, Task
+from tasks.control.acting import acting_policy
 from tasks.control.collect import collect
 from tasks.control.engines import Engine, open_vector
 from tasks.control.environments import spec_of
@@ -173,6 +174,10 @@ class GymnasiumMujoco(Task):
         self._evaluations += 1
         files = sample_files(self.env_id, episodes) if shown else {}
         return Evaluation(metrics=episodes.metrics(), items=episodes.items(), files=files)
+
+    def acting(self, policy: Policy) -> Acting:
+        """Raw observation to clipped action, without exploration."""
+        return acting_policy(policy, self.policy, self.flow, self._spec)
 
     def state_dict(self) -> dict[str, Any]:
         """Simulators, unfinished episodes and the reward scale of every rank; all ranks have to call it.
