@@ -16,7 +16,7 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -45,6 +45,7 @@ class SeedPlan:
         results: Folder of the store's lock.
         resume: Continue the recorded run from the checkpoint in the folder; without it a checkpoint is ignored.
         device: Value of CUDA_VISIBLE_DEVICES; None leaves it alone.
+        tags: Further tags of the run, a person's own.
     """
 
     resolved: Mapping[str, Any]
@@ -54,6 +55,7 @@ class SeedPlan:
     results: Path
     resume: bool = False
     device: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:

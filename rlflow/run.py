@@ -257,9 +257,8 @@ def _open_tracker(plan: SeedPlan, loop: Loop, resume: bool) -> Tracker:
     if not is_first_rank():
         return MemoryTracker()
     store = open_store(plan.tracking_uri, results=plan.results)
-    note = loop.algorithm.note(loop.policy) or ""
-    identity = replace(plan.identity, note=note)
-    return start_seed(store, identity, seed=plan.seed, config=plan.resolved, resume=resume)
+    identity = replace(plan.identity, note=loop.algorithm.note(loop.policy) or "")
+    return start_seed(store, identity, seed=plan.seed, config=plan.resolved, resume=resume, tags=plan.tags)
 
 
 def _ignore(_: Progress) -> None:

@@ -67,7 +67,13 @@ def ensure_board(store: Store, suite: str, plan: SuitePlan | None = None) -> str
 
 
 def start_seed(
-    store: Store, identity: CellIdentity, *, seed: int, config: Mapping[str, Any], resume: bool = False
+    store: Store,
+    identity: CellIdentity,
+    *,
+    seed: int,
+    config: Mapping[str, Any],
+    resume: bool = False,
+    tags: Mapping[str, str] | None = None,
 ) -> SeedTracker:
     """Open the run of one training seed.
 
@@ -78,6 +84,7 @@ def start_seed(
         config: Resolved configuration, nested.
         resume: Continue the newest attempt from its checkpoint: the same run is reopened and points that it already
             has are not written again.  False starts a new run; an unfinished earlier one is kept as `superseded`.
+        tags: Further tags of a new run.
 
     Raises:
         TrackingError: The seed has a result already, or another live process is running it.
@@ -100,8 +107,8 @@ def start_seed(
             if previous is not None:
                 set_tags(store, previous.info.run_id, {"rlflow.kind": "superseded"})
             name = f"{identity.algorithm} | {identity.task} | {identity.policy} | seed {seed}"
-            tags = {**identity.tags(), **live, **_provenance(), "rlflow.kind": "seed", "rlflow.seed": str(seed)}
-            run_id = create_run(store, experiment, name, {**tags, "mlflow.parentRunId": cell_run})
+            known = {**identity.tags(), **live, **_provenance(), "rlflow.kind": "seed", "rlflow.seed": str(seed)}
+            run_id = create_run(store, experiment, name, {**(tags or {}), **known, "mlflow.parentRunId": cell_run})
             log_config(store, run_id, config)
             store.client.log_text(run_id, provenance.environment(), "environment.txt")
     return SeedTracker(store=store, run_id=run_id, cell_run_id=cell_run, identity=identity, attempt=attempt)

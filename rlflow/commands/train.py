@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rlflow.store import Store
 
 EXPERIMENT = "train@1"
+RESERVED_TAGS = ("rlflow.", "mlflow.")
 
 
 def train(
@@ -43,6 +44,9 @@ def train(
     folder: Annotated[
         Path | None, typer.Option(help="Checkpoint and samples; a checkpoint of the same run is continued.")
     ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Tag of the MLflow run; repeatable.")
+    ] = None,
 ) -> None:
     """Train ALGORITHM on TASK."""
     if PLAN_VARIABLE in os.environ:
@@ -51,6 +55,7 @@ def train(
         raise typer.Exit(main([os.environ[PLAN_VARIABLE]]))
     from rlflow.config import resolve
 
+    tags = _tags(tag or [])
     layers, applied = suite_layers(algorithm, task, suite, budget)
     given = [*(overrides or []), *([] if seed is None else [f"trainer.seed={seed}"])]
     config = resolve(algorithm, task, given, layers)
@@ -63,7 +68,7 @@ def train(
     from rlflow.run import EXIT_CODES
     from rlflow.run import train as train_seed
 
-    plan = _plan(config, target, tracking_uri or default_uri(results), results)
+    plan = replace(_plan(config, target, tracking_uri or default_uri(results), results), tags=tags)
     if folder is not None:
         plan = _continued(plan, store)
     path = str(plan.write())
@@ -80,6 +85,19 @@ def train(
             bar.say(f"continue it with the same command and --folder {target}")
     assert end.outcome is not None
     raise typer.Exit(1 if end.outcome == "diverged" else EXIT_CODES[end.outcome])
+
+
+def _tags(given: list[str]) -> dict[str, str]:
+    """`KEY=VALUE` each; the keys of rlflow and MLflow are theirs."""
+    tags = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not key or not equals or key.startswith(RESERVED_TAGS):
+            raise UsageError(
+                f"--tag: expected KEY=VALUE with a KEY that does not begin with {RESERVED_TAGS}, found {text!r}"
+            )
+        tags[key] = value
+    return tags
 
 
 def _plan(config: Config, folder: Path, tracking_uri: str, results: Path) -> SeedPlan:
