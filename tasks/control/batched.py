@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from tasks.control import manipulators, walkers
 from tasks.control.dynamics import Dynamics
 from tasks.control.environments import make
-from tasks.control.vector import Transition, Vector, physics_of, restore
+from tasks.control.vector import Transition, Vector, physics_of, restore, warnings_of
 
 Array = NDArray[Any]
 
@@ -66,6 +66,9 @@ class BatchedVector(Vector):
         self._state = {name: np.zeros((len(starts), *getattr(first, name).shape)) for name in names}
         self._control = [data.ctrl for data in self._data]
         self._copies = [[(self._state[name][i], getattr(d, name)) for name in names] for i, d in enumerate(self._data)]
+        self._warnings = np.zeros((len(starts), len(warnings_of(first))), dtype=np.int64)
+        for i, data in enumerate(self._data):
+            self._copies[i].append((self._warnings[i], warnings_of(data)))
         chunks = min(torch.get_num_threads(), len(starts))
         self._chunks = [list(part) for part in np.array_split(np.arange(len(starts)), chunks)]
         self._threads = ThreadPoolExecutor(chunks) if chunks > 1 else None
@@ -93,6 +96,7 @@ class BatchedVector(Vector):
             observation=self._dynamics.observation(self._state).astype(np.float32),
             reward=np.asarray(outcome.reward, dtype=np.float64),
             terminated=np.asarray(outcome.terminated),
+            unstable=np.asarray(self._warnings.any(axis=1)),
             terms={name: np.asarray(value, dtype=np.float64) for name, value in outcome.terms.items()},
         )
 

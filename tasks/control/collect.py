@@ -26,6 +26,8 @@ class Block:
         self.reward = np.empty(lead, dtype=np.float32)
         self.terminated = np.zeros(lead, dtype=bool)
         self.truncated = np.zeros(lead, dtype=bool)
+        self.broken = np.zeros(lead, dtype=bool)
+        self.cut = np.zeros(lead, dtype=bool)
         self.records: list[dict[str, Tensor]] = []
         self.ends: dict[tuple[int, int], Array] = {}
         self.finished: list[tuple[float, int]] = []
@@ -34,16 +36,22 @@ class Block:
         """Write column `t`."""
         self.observation[:, t] = observation
         self.reward[:, t] = step.reward
-        self.terminated[:, t], self.truncated[:, t] = step.terminated, step.truncated
+        # A broken step is no transition: it is masked, nothing follows from it, and what came before ends before it.
+        self.terminated[:, t], self.truncated[:, t] = step.terminated | step.broken, step.truncated
+        self.broken[:, t] = step.broken
         self.records.append(record)
         self.finished += step.finished
         is_last = t == self.reward.shape[1] - 1
-        for row in np.flatnonzero(~step.terminated if is_last else step.truncated):
+        for row in np.flatnonzero(~self.terminated[:, t] if is_last else step.truncated):
             self.ends[int(row), t] = step.next_observation[row]
+        for row in np.flatnonzero(step.broken):
+            if t > 0 and not (self.terminated[row, t - 1] or self.truncated[row, t - 1]):
+                self.cut[row, t - 1] = True
+                self.ends[int(row), t - 1] = observation[row]
 
     def boundary(self) -> Array:
-        """`[B, T]`: episode ends, and the last column, where the trace is cut."""
-        boundary: Array = self.terminated | self.truncated
+        """`[B, T]`: episode ends, and where the trace is cut: before a broken step and at the last column."""
+        boundary: Array = self.terminated | self.truncated | self.cut
         boundary[:, -1] = True
         return boundary
 
@@ -86,7 +94,7 @@ def _assemble(block: Block, vector: Vector, group_size: int, device: torch.devic
     return Rollout(
         context={"observation": tensor(block.observation)},
         action={k: torch.stack([r[k] for r in block.records], dim=1) for k in block.records[0]},
-        mask=torch.ones(block.reward.shape, dtype=torch.bool, device=device),
+        mask=tensor(~block.broken),
         group=torch.arange(len(vector), device=device) // group_size,
         reward=tensor(block.reward),
         terminated=tensor(block.terminated),
@@ -103,6 +111,7 @@ def _assemble(block: Block, vector: Vector, group_size: int, device: torch.devic
 
 def _metrics(block: Block) -> dict[str, float]:
     metrics = {"reward_per_step": float(block.reward.mean()), "episodes": float(len(block.finished))}
+    metrics["broken_episodes"] = float(block.broken.sum())
     if block.finished:
         returns, lengths = zip(*block.finished, strict=True)
         metrics |= {"episode_return": float(np.mean(returns)), "episode_length": float(np.mean(lengths))}

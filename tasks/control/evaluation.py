@@ -28,6 +28,7 @@ class Episodes:
         returns: `[n]` raw, undiscounted.
         lengths: `[n]` steps.
         terminated: `[n]` bool, ended by itself and not by the time limit.
+        broken: `[n]` bool, ended because the simulator became unstable.
         poses: qpos of the first environment before every step, for the video.
         rewards: Raw reward of the first environment at every step.
     """
@@ -36,6 +37,7 @@ class Episodes:
     returns: Array
     lengths: Array
     terminated: Array
+    broken: Array
     poses: list[Array] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
 
@@ -43,7 +45,7 @@ class Episodes:
         """One row per episode."""
         return [
             {"seed": seed, "return": float(self.returns[i]), "length": int(self.lengths[i]),
-             "terminated": bool(self.terminated[i])}
+             "terminated": bool(self.terminated[i]), "broken": bool(self.broken[i])}
             for i, seed in enumerate(self.seeds)
         ]  # fmt: skip
 
@@ -55,6 +57,7 @@ class Episodes:
             "return_min": float(self.returns.min()),
             "episode_length": float(self.lengths.mean()),
             "terminated_fraction": float(self.terminated.mean()),
+            "broken_fraction": float(self.broken.mean()),
         }
 
 
@@ -80,6 +83,7 @@ def play(
         returns=np.zeros(num_episodes),
         lengths=np.zeros(num_episodes, dtype=np.int64),
         terminated=np.zeros(num_episodes, dtype=bool),
+        broken=np.zeros(num_episodes, dtype=bool),
     )
     while alive.any():
         pose = vector.pose(0)
@@ -91,6 +95,7 @@ def play(
         result.returns[alive] += step.reward[alive]
         result.lengths[alive] += 1
         result.terminated |= alive & step.terminated
-        alive &= ~(step.terminated | step.truncated)
+        result.broken |= alive & step.broken
+        alive &= ~(step.terminated | step.truncated | step.broken)
     vector.close()
     return result

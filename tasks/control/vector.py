@@ -30,26 +30,38 @@ class Step(NamedTuple):
 
     Attributes:
         next_observation: `[B, C]` float32, the true next observation, also where the episode ended.
-        reward: `[B]` float64, raw; NaN where the action or the simulator's state is not finite.
+        reward: `[B]` float64, raw; NaN where the action is not finite.
         terminated: `[B]` bool.
         truncated: `[B]` bool, time limit reached without termination.
-        finished: `(return, length)` of each episode that ended.
+        broken: `[B]` bool, the simulator became unstable: the transition is none, and a new episode has begun.
+        finished: `(return, length)` of each episode that ended, broken ones excepted.
     """
 
     next_observation: Array
     reward: Array
     terminated: Array
     truncated: Array
+    broken: Array
     finished: list[tuple[float, int]]
 
 
 @dataclass(kw_only=True)
 class Transition:
-    """What an engine returns: `observation [B, C]` float32, raw `reward [B]`, `terminated [B]`, reward components."""
+    """What an engine returns.
+
+    Attributes:
+        observation: `[B, C]` float32.
+        reward: `[B]`, raw.
+        terminated: `[B]` bool.
+        unstable: `[B]` bool: MuJoCo found its state not finite or huge and has silently put the model's initial state
+            in its place, so that observation and reward are of another world.
+        terms: Components of the reward, `[B]` each.
+    """
 
     observation: Array
     reward: Array
     terminated: Array
+    unstable: Array
     terms: dict[str, Array]
 
 
@@ -91,19 +103,23 @@ class Vector(ABC):
         healthy = np.asarray(np.isfinite(action).all(axis=1))
         clipped = np.clip(np.where(healthy[:, None], action, 0.0), self.spec.action_low, self.spec.action_high)
         after = self._advance(clipped.astype(np.float32))
-        observation, reward, terminated = after.observation, after.reward, after.terminated
+        observation, reward = after.observation, after.reward
+        broken = after.unstable | ~np.isfinite(observation).all(axis=1) | ~np.isfinite(reward)
+        terminated = after.terminated & ~broken
+        observation[broken], reward[broken] = 0.0, 0.0
+        reward[~healthy] = np.nan
         for name, value in after.terms.items():
-            self.reward_terms[name] = self.reward_terms.get(name, 0.0) + value
-        reward[~healthy | ~np.isfinite(observation).all(axis=1)] = np.nan
+            self.reward_terms[name] = self.reward_terms.get(name, 0.0) + np.where(broken, 0.0, value)
         self.elapsed += 1
         self.episode_return += reward
-        truncated: Array = (self.elapsed >= self.spec.max_episode_steps) & ~terminated
+        truncated: Array = (self.elapsed >= self.spec.max_episode_steps) & ~terminated & ~broken
         self.observation, finished = observation, []
-        ended = np.flatnonzero(terminated | truncated)
+        ended = np.flatnonzero(terminated | truncated | broken)
         if len(ended):
             self.observation = observation.copy()
-            finished = [self._end_episode(i) for i in ended]
-        return Step(observation, reward, terminated, truncated, finished)
+            results = [self._end_episode(i) for i in ended]
+            finished = [result for i, result in zip(ended, results, strict=True) if not broken[i]]
+        return Step(observation, reward, terminated, truncated, broken, finished)
 
     def take_reward_terms(self) -> dict[str, Array]:
         """The summed reward components since the last call, by name without its `reward_` prefix."""
@@ -195,6 +211,7 @@ class GymnasiumVector(Vector):
             observation=np.empty_like(self.observation),
             reward=np.empty(size),
             terminated=np.zeros(size, dtype=bool),
+            unstable=np.zeros(size, dtype=bool),
             terms={},
         )
         for i, env in enumerate(self.envs):
@@ -202,6 +219,7 @@ class GymnasiumVector(Vector):
             for name, value in info.items():
                 if name.startswith("reward_"):
                     after.terms.setdefault(name.removeprefix("reward_"), np.zeros(size))[i] = value
+            after.unstable[i] = warnings_of(env.data).any()
         return after
 
     def _reset(self, i: int, seed: int) -> Array:
@@ -215,6 +233,13 @@ class GymnasiumVector(Vector):
     def _restore(self, rows: Sequence[Array]) -> None:
         for env, row in zip(self.envs, rows, strict=True):
             restore(env.model, env.data, row)
+
+
+def warnings_of(data: mujoco.MjData) -> Array:
+    """View of the counts of unstable states since the last reset: bad positions, velocities, accelerations."""
+    first, last = mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQACC
+    view: Array = data.warning.number[int(first) : int(last) + 1]
+    return view
 
 
 def physics_of(model: mujoco.MjModel, data: mujoco.MjData) -> Array:

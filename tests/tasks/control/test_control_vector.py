@@ -182,3 +182,28 @@ def test_dict_observations_are_refused():
             spec_of("RlflowMaze-v0")
     finally:
         gymnasium.registry.pop("RlflowMaze-v0")
+
+
+def simulator(vector, i):
+    return vector.envs[i].data if isinstance(vector, GymnasiumVector) else vector._data[i]
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e30])
+def test_an_unstable_simulator_ends_its_episode_without_a_transition(Engine, value):
+    vector, undisturbed = (Engine("Hopper-v5", [3, 4], same_seed) for _ in range(2))
+    play(vector, 2)
+    play(undisturbed, 2)
+    # MuJoCo puts the initial state in place of this one and goes on as if nothing had been.
+    simulator(vector, 0).qvel[1] = value
+    action = np.zeros((2, 3), dtype=np.float32)
+    step, expected = vector.step(action), undisturbed.step(action)
+    assert (step.broken.tolist(), step.reward[0], step.terminated[0], step.finished) == ([True, False], 0.0, False, [])
+    assert np.array_equal(step.next_observation[1], expected.next_observation[1])
+    assert (vector.episode.tolist(), vector.elapsed.tolist()) == ([1, 0], [0, 3])
+    fresh = Engine("Hopper-v5", [3], lambda start, _: same_seed(start, 1))
+    assert np.array_equal(vector.observation[0], fresh.observation[0])
+    assert np.isfinite(vector.take_reward_terms()["forward"]).all()
+    # The new episode is as good as any.
+    again, other = vector.step(action), fresh.step(action[:1])
+    assert not again.broken.any()
+    assert np.array_equal(again.next_observation[0], other.next_observation[0])
