@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from html import escape
 
@@ -10,7 +11,6 @@ import numpy as np
 from rlflow.claims import Comparison, Side
 from rlflow.claims_evidence import Evidence, Judged
 from rlflow.report_csv import csv_text
-from rlflow.report_html import plain_rows
 from rlflow.report_page import STYLE
 from rlflow.report_text import markdown_table
 from rlflow.report_values import ABSENT, fixed_text, with_error
@@ -53,15 +53,15 @@ def claims_html(evidence: Evidence) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{title}</title><style>{STYLE}</style></head><body>",
-        f"<header><h1>{title}</h1></header><p>{escape(summary(evidence))}</p>",
+        f"<header><h1>{title}</h1></header><p>{_prose(summary(evidence))}</p>",
     ]
     for judged in evidence.judged:
         claim = judged.claim
         parts += [
             f'<h2 id="{escape(claim.id)}">{escape(_verdict(judged))}: {escape(claim.id)}</h2>',
-            f'<p>{escape(claim.statement)} <span class="sub">{escape(claim.paper)}</span></p>',
-            f'<div class="scroll"><table>{plain_rows(NAMES, list(finding_rows(judged)))}</table></div>',
-            f'<p class="sub">{escape(claim.note)}</p>' if claim.note else "",
+            f'<p>{_prose(claim.statement)} <span class="sub">{escape(claim.paper)}</span></p>',
+            _table(judged),
+            f'<p class="sub">{_prose(claim.note)}</p>' if claim.note else "",
         ]
     parts += [f"<h2>Method</h2><p>{escape(METHOD)}</p>"]
     parts += [f'<p class="sub">{escape(line)}</p>' for line in _provenance(evidence)]
@@ -97,6 +97,21 @@ def finding_rows(judged: Judged) -> Iterator[list[str]]:
         )
         seeds = f"{len(found.of)}, {len(found.than)}"
         yield [f"{test.says} ({_what(test)})", of, than, _effect(test, found), seeds, verdict]
+
+
+def _table(judged: Judged) -> str:
+    """The tests as a table, on a narrow screen as a card each (see `rlflow.report_page`)."""
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in NAMES)
+    lines = [
+        "".join(f'<td data-label="{name}">{escape(text)}</td>' for name, text in zip(NAMES, row, strict=True))
+        for row in finding_rows(judged)
+    ]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<table class="board"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _prose(text: str) -> str:
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _verdict(judged: Judged) -> str:

@@ -187,7 +187,7 @@ def _comparisons(figures: Mapping[str, str]) -> str:
 
 def _equal_cost(cost: EqualCost) -> str:
     rows = cost_rows(cost)
-    table = f'<div class="scroll"><table>{plain_rows(cost_names(cost), rows)}</table></div>' if rows else ""
+    table = f'<div class="scroll"><table>{_plain_rows(cost_names(cost), rows)}</table></div>' if rows else ""
     reasons = "".join(f"<li>{escape(name)}: not compared, {escape(why)}</li>" for name, why in cost.reasons.items())
     absent = f'<ul class="notes sub">{reasons}</ul>' if reasons else ""
     return f'<h2>Equal cost</h2><p class="sub">{EQUAL_COST}</p>{table}{absent}'
@@ -197,18 +197,17 @@ def _guards(board: Board) -> str:
     rows = guard_rows(board)
     if not rows:
         return ""
-    table = f'<div class="scroll"><table>{plain_rows(GUARD_NAMES, rows)}</table></div>'
+    table = f'<div class="scroll"><table>{_plain_rows(GUARD_NAMES, rows)}</table></div>'
     return f'<h2>Guards</h2><p class="sub">{GUARDS}</p>{table}'
 
 
 def _pairs(board: Board) -> str:
     if not board.pairs:
         return ""
-    return f'<h2>Pairs</h2><div class="scroll"><table>{plain_rows(PAIR_NAMES, pair_rows(board))}</table></div>'
+    return f'<h2>Pairs</h2><div class="scroll"><table>{_plain_rows(PAIR_NAMES, pair_rows(board))}</table></div>'
 
 
-def plain_rows(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Head and body of a table of texts."""
+def _plain_rows(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     lines = ["".join(f"<td>{escape(text)}</td>" for text in row) for row in rows]
     return f"<thead><tr>{heads}</tr></thead><tbody>{''.join(f'<tr>{line}</tr>' for line in lines)}</tbody>"

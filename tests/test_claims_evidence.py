@@ -116,7 +116,7 @@ def test_the_pages_say_what_was_found(runs: Store) -> None:
     assert "- toy@1: commit " in page
     html = claims_html(evidence)
     assert "It is &lt;so&gt;." in html
-    assert "2.000 [1.769, 2.231]" in html
+    assert '<td data-label="effect [95 %]">2.000 [1.769, 2.231]</td>' in html
     (line,) = csv.DictReader(io.StringIO(claims_csv(evidence)))
     assert (line["claim"], line["margin"], line["num_of"], line["verdict"]) == ("one", "0.5", "5", "replicated")
     assert float(line["low"]) == pytest.approx(1.7694, abs=1e-4)
