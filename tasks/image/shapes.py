@@ -16,7 +16,7 @@ from rlflow.policies.flow import FlowPolicy
 from rlflow.policies.flow_config import FlowConfig
 from rlflow.policies.heads import ContextHead, mlp, partition_mlp
 from rlflow.policy import Policy
-from rlflow.random import Noise
+from rlflow.random import Noise, generator
 from rlflow.rollout import Rollout
 from rlflow.task import Anchors, Evaluation, Task
 from tasks.image.checker import judge
@@ -195,12 +195,14 @@ class Shapes(Task):
             generator=torch.Generator().manual_seed(EVAL_NOISE_SEED),
         )[: len(prompts)]
         sample = cast(FlowPolicy, policy).sample
+        # For a stochastic sampler, which would else draw other noise in every evaluation.
+        fixed = Noise(generator=generator(EVAL_NOISE_SEED, "image", "evaluation"), device=noise.device)
         images = []
         for rows, initial in zip(
             torch.split(prompts, EVALUATION_ROWS), torch.split(start, EVALUATION_ROWS), strict=True
         ):
             context = {"tokens": tables().tokens[rows].to(noise.device)}
-            images.append(sample(context, noise, train=False, initial=initial.to(noise.device))["sample"].cpu())
+            images.append(sample(context, fixed, train=False, initial=initial.to(noise.device))["sample"].cpu())
         return evaluation(torch.cat(images), prompts)
 
     @staticmethod

@@ -164,3 +164,11 @@ def test_shipped_base_scores_near_its_anchor() -> None:
     # 128 images at 10 steps instead of 1,024 at 20: a standard error of .044 and a bias of a few points.
     assert abs(score - BASE_STRICT) < 0.2
     assert load_network(BASE_FOLDER).config == ShapesNetConfig()
+
+
+def test_an_evaluation_by_the_sde_draws_the_same_noise_every_time() -> None:
+    task = Shapes(evaluation_groups=2, flow=replace(FLOW, eval_steps=4, eval_solver="sde"))
+    policy = task.build_policy(frozenset())
+    images = [task.evaluate(policy, Noise(generator=generator(seed))) for seed in (0, 1)]
+    assert images[0].items == images[1].items
+    assert images[0].metrics == images[1].metrics
