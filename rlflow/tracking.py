@@ -215,6 +215,12 @@ def publish_files(store: Store, suite: str, folder: Path, files: Sequence[Path],
     return run_id
 
 
+def published_note(store: Store, suite: str) -> str | None:
+    """The note that `publish_files` has made; None where there is none."""
+    experiment = store.client.get_experiment_by_name(suite)
+    return None if experiment is None else experiment.tags.get("mlflow.note.content")
+
+
 def _refuse_if_taken(run: Run) -> None:
     tags = run.data.tags
     seed, outcome = tags["rlflow.seed"], tags.get("rlflow.outcome")

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from rlflow import figures
 from rlflow.board import Board
 from rlflow.cell import CellIdentity
 from rlflow.figures_style import style_of
@@ -263,6 +264,34 @@ def test_publishing_puts_the_files_and_the_note_into_mlflow(
     assert {"leaderboard.md", "leaderboard.html", "leaderboard.csv", "figures/headline.svg"} <= paths
     # Publishing does not change what is read.
     assert read_board(store, "toy@1") == board
+
+
+def test_a_board_that_is_published_is_not_drawn_again(
+    store: Store, identity: Callable[..., CellIdentity], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finish(seed: int) -> Board:
+        tracker = start_seed(store, identity(), seed=seed, config={})
+        for step in (0, 100, 200, 300, 400):
+            tracker.log({"eval/score": step / 100}, step)
+        tracker.finish("finished")
+        return read_board(store, "toy@1")
+
+    draws: list[int] = []
+    draw = figures.draw_all
+    monkeypatch.setattr(figures, "draw_all", lambda board: draws.append(1) or draw(board))
+    board, folder = finish(0), tmp_path / "board"
+    first = publish_board(store, board, folder)
+    assert sorted(publish_board(store, read_board(store, "toy@1"), folder)) == sorted(first)
+    assert len(draws) == 1
+    # What somebody has changed, a note that is not there and a new seed are all reasons to write it again.
+    (folder / "figures" / "headline.svg").write_text("<svg/>")
+    publish_board(store, board, folder)
+    assert (folder / "figures" / "headline.svg").read_text() != "<svg/>"
+    store.client.set_experiment_tag(ensure_experiment(store, "toy@1"), "mlflow.note.content", "")
+    publish_board(store, board, folder)
+    publish_board(store, finish(1), folder)
+    assert len(draws) == 4
+    assert "2/2" in (folder / "leaderboard.md").read_text()
 
 
 def test_a_note_that_is_too_long_for_mlflow_is_cut_at_a_line() -> None:
