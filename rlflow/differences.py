@@ -12,7 +12,7 @@ from rlflow.board import Board
 from rlflow.comparison import SIGNIFICANCE, holm
 from rlflow.release import Release
 from rlflow.report_values import ABSENT, fixed_text
-from rlflow.stats import CONFIDENCE, FloatArray
+from rlflow.stats import FloatArray, difference_limits
 
 WORSE, BETTER, ALIKE = "worse", "better", "not shown to differ"
 MISSING = "missing"
@@ -52,11 +52,8 @@ class Difference:
         """Half of the width of Welch's 95 % limits of the change; None where a side has fewer than two seeds."""
         if min(len(self.before), len(self.after)) < MIN_SEEDS:
             return None
-        parts = np.array([np.var(side, ddof=1) / len(side) for side in (self.before, self.after)])
-        if not parts.any():
-            return 0.0
-        freedom = parts.sum() ** 2 / np.sum(parts**2 / (np.array([len(self.before), len(self.after)]) - 1))
-        return float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(parts.sum()))
+        change, low, _ = difference_limits(self.after, self.before, paired=False)
+        return change - low
 
     @property
     def failed(self) -> bool:

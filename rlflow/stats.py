@@ -201,6 +201,21 @@ def interval_from_replicates(
     )
 
 
+def difference_limits(of: FloatArray, than: FloatArray, *, paired: bool) -> tuple[float, float, float]:
+    """Mean difference with its 95 % limits by Student's t; Welch's degrees of freedom where not paired."""
+    if paired:
+        steps = of - than
+        error, freedom = float(np.std(steps, ddof=1) / np.sqrt(len(steps))), float(len(steps) - 1)
+    else:
+        parts = np.array([np.var(side, ddof=1) / len(side) for side in (of, than)])
+        error = float(np.sqrt(parts.sum()))
+        sizes = np.array([len(of), len(than)])
+        freedom = float(parts.sum() ** 2 / np.sum(parts**2 / (sizes - 1))) if error else 1.0
+    mean = float(of.mean() - than.mean())
+    half = float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+    return mean, mean - half, mean + half
+
+
 def standard_error(values: Sequence[float] | FloatArray) -> float | None:
     """Standard error of the mean over seeds; None for fewer than two."""
     return None if len(values) < 2 else float(np.std(values, ddof=1) / np.sqrt(len(values)))

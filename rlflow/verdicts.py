@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import scipy.stats
 
 from rlflow.claims import Kind
-from rlflow.stats import CONFIDENCE, FloatArray
+from rlflow.stats import FloatArray, difference_limits
 
 Verdict = Literal["replicated", "not replicated", "undecided"]
 MIN_SEEDS = 5
@@ -70,21 +69,6 @@ def judge(
     effect, low, high = (float(limit) for limit in limits)
     verdict = _verdict(kind, *((-high, -low) if lower_is_better else (low, high)), margin)
     return Finding(verdict=verdict, of=of, than=than, effect=effect, low=low, high=high)
-
-
-def difference_limits(of: FloatArray, than: FloatArray, *, paired: bool) -> tuple[float, float, float]:
-    """Mean difference with its 95 % limits by Student's t; Welch's degrees of freedom where not paired."""
-    if paired:
-        steps = of - than
-        error, freedom = float(np.std(steps, ddof=1) / np.sqrt(len(steps))), float(len(steps) - 1)
-    else:
-        parts = np.array([np.var(side, ddof=1) / len(side) for side in (of, than)])
-        error = float(np.sqrt(parts.sum()))
-        sizes = np.array([len(of), len(than)])
-        freedom = float(parts.sum() ** 2 / np.sum(parts**2 / (sizes - 1))) if error else 1.0
-    mean = float(of.mean() - than.mean())
-    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
-    return mean, mean - half, mean + half
 
 
 def together(verdicts: list[Verdict]) -> Verdict:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from rlflow import stats
 
 EXACT = 1e-9
+ROUNDED = 1e-6
 SAMPLED = 0.05
 
 
@@ -166,3 +168,24 @@ def test_standard_error_divides_by_n_minus_one() -> None:
 def test_statistics_refuse_an_empty_task() -> None:
     with pytest.raises(ValueError, match="at least one task and one seed"):
         stats.headline(scores(a=[1], b=[]))
+
+
+def test_limits_of_paired_differences_by_hand() -> None:
+    of, than = np.array([2.0, 3.0, 4.0, 5.0, 7.0]), np.array([1.0, 2.0, 3.0, 4.0, 5.0])
+    # Differences 1 1 1 1 2: mean 1.2, standard deviation sqrt(.2), error .2; t of 4 degrees of freedom 2.776445.
+    assert stats.difference_limits(of, than, paired=True) == pytest.approx((1.2, 0.644711, 1.755289), abs=ROUNDED)
+
+
+def test_limits_are_those_of_scipy() -> None:
+    rng = np.random.default_rng(0)
+    of, than = rng.normal(1.0, 0.1, 7), rng.normal(0.8, 0.4, 10)
+    welch = scipy_stats.ttest_ind(of, than, equal_var=False).confidence_interval(0.95)
+    assert stats.difference_limits(of, than, paired=False)[1:] == pytest.approx((welch.low, welch.high), abs=ROUNDED)
+    student = scipy_stats.ttest_rel(of, than[:7]).confidence_interval(0.95)
+    assert stats.difference_limits(of, than[:7], paired=True)[1:] == pytest.approx(
+        (student.low, student.high), abs=ROUNDED
+    )
+
+
+def test_runs_without_any_spread_have_an_interval_of_no_width() -> None:
+    assert stats.difference_limits(np.full(5, 2.0), np.full(5, 1.0), paired=False) == (1.0, 1.0, 1.0)
