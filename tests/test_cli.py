@@ -33,6 +33,18 @@ def experiments(store: Store) -> list[str]:
     return [found.name for found in store.client.search_experiments()]
 
 
+def test_a_suite_is_planned_without_the_model_libraries() -> None:
+    program = (
+        "import sys\n"
+        "from rlflow.matrix import plan_cells\n"
+        "from rlflow.suite import load_suite\n"
+        "assert len(plan_cells(load_suite('core'), 'smoke')) == 15\n"
+        "print(sorted({'transformers', 'diffusers', 'lightning', 'sklearn'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_help_is_quick_and_loads_no_heavy_library() -> None:
     program = (
         "import sys, rlflow.cli\n"

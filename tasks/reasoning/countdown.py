@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,9 +17,11 @@ from rlflow.random import Noise, generator
 from rlflow.rollout import Rollout
 from rlflow.task import Anchors, Evaluation, Task
 from tasks.reasoning.countdown_data import evaluation_puzzles, training_puzzle, training_starts
-from tasks.reasoning.countdown_model import Checkpoint, shipped_base
 from tasks.reasoning.countdown_puzzle import FAILURES, MAX_COMPLETION_TOKENS, Puzzle, Verdict, verify
 from tasks.reasoning.countdown_report import evaluation
+
+if TYPE_CHECKING:
+    from tasks.reasoning.countdown_model import Checkpoint
 
 # Measured with `rlflow pretrain reasoning/countdown`; a new base or a new evaluation set is a new version.
 BASE_PASS_AT_1 = 0.31
@@ -148,7 +150,7 @@ class Countdown(Task):
 
     @property
     def _checkpoint(self) -> Checkpoint:
-        return _open(Path(self.base)) if self.base else shipped_base()
+        return _open(self.base)
 
     def _context(self, asked: Sequence[Puzzle], device: torch.device) -> dict[str, Tensor]:
         prompt, prompt_mask = self._checkpoint.encode([puzzle.prompt for puzzle in asked])
@@ -160,8 +162,11 @@ class Countdown(Task):
 
 
 @cache
-def _open(folder: Path) -> Checkpoint:
-    return Checkpoint.open(folder)
+def _open(base: str) -> Checkpoint:
+    # Imports transformers, which takes seconds that a plan or a finished suite need not spend.
+    from tasks.reasoning.countdown_model import Checkpoint, shipped_base
+
+    return Checkpoint.open(Path(base)) if base else shipped_base()
 
 
 def _last(mask: Tensor) -> Tensor:
