@@ -16,7 +16,7 @@ class CellIdentity:
         cell_id: Versioned hash of everything that changes the result; equal ids are the same cell.
         algorithm: Registered name.
         task: Registered name.
-        task_version: Version of task, data and evaluation set.
+        task_version: Version of task, data and evaluation set, with digests of files that the configuration names.
         policy: Name of the task's policy choice.
         anchor_base: Raw score of the untrained policy, fixed with the task version.
         anchor_reference: Raw score that counts as 1.

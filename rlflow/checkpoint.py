@@ -7,11 +7,11 @@ from pickle import UnpicklingError
 from typing import Any
 
 from rlflow.config import from_resolved
-from rlflow.identity import cell_id, difference, params
+from rlflow.identity import difference, params
 from rlflow.settings import Config
 
 CHECKPOINT = "last.ckpt"
-VERSION = 1
+VERSION = 2
 MAX_DIFFERENCES = 8
 
 
@@ -59,11 +59,14 @@ def refuse_other_run(path: Path, config: Config) -> None:
     lines = difference(params(config), params(kept))
     if kept.trainer.seed != config.trainer.seed:
         lines.append(f"trainer.seed: planned {config.trainer.seed}, recorded {kept.trainer.seed}")
-    if not lines and cell_id(params(kept), kept.task.version) == cell_id(params(config), config.task.version):
+    recorded = checkpoint["rlflow"]["task_revision"]
+    if recorded != config.task.revision:
+        lines.append(f"task: planned version {config.task.revision}, recorded {recorded}")
+    if not lines:
         return
     more = f"\n  ... and {len(lines) - MAX_DIFFERENCES} more" if len(lines) > MAX_DIFFERENCES else ""
     raise CheckpointError(
         f"expected the checkpoint at {path} to be of this run, found another configuration:\n  "
-        + "\n  ".join(lines[:MAX_DIFFERENCES] or ["version of the task"])
+        + "\n  ".join(lines[:MAX_DIFFERENCES])
         + f"{more}\nchoose another folder, or remove the file to start anew"
     )

@@ -39,6 +39,7 @@ EXPECTED_ERRORS = frozenset(
         "rlflow.settings.ConfigError",
         "rlflow.store.TrackingError",
         "rlflow.suite.SuiteError",
+        "rlflow.task.ContentError",
     }
 )
 USAGE_EXIT_CODE = 2

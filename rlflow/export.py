@@ -124,7 +124,7 @@ model-index:
       name: {config.task_name}
     dataset:
       type: {config.task_name}
-      name: {config.task_name}, version {task.version}
+      name: {config.task_name}, version {task.revision}
     metrics:
 {metrics}---
 
@@ -137,7 +137,7 @@ Seed {config.trainer.seed}, policy `{task.policy_kind}`. One seed of one setting
 |---|---|
 {table}
 
-Measured as by `rlflow eval` on the task's frozen evaluation set, version {task.version}.
+Measured as by `rlflow eval` on the task's frozen evaluation set, version {task.revision}.
 An untrained policy has the score {task.anchors.base:g}, the reference {task.anchors.reference:g}.
 
 `{WEIGHTS}` holds the policy's tensors, `{CONFIG}` everything that was set.

@@ -37,7 +37,7 @@ def cell_id(values: Mapping[str, str], task_version: str) -> str:
 
     Args:
         values: Dotted parameters, of `params` or of an MLflow run.
-        task_version: Version of the task's data and evaluation set, which no parameter carries.
+        task_version: The task's `revision`: version and content of named files, which no parameter carries.
     """
     lines = [f"{key}={value}" for key, value in sorted(_relevant(values).items())]
     text = "\n".join([VERSION, f"task_version={task_version}", *lines])
@@ -46,13 +46,13 @@ def cell_id(values: Mapping[str, str], task_version: str) -> str:
 
 def cell_identity(config: Config, *, suite: str, division: str = "closed", suite_digest: str = "") -> CellIdentity:
     """The cell that a run of this configuration belongs to; its footnote is known once the policy is built."""
-    task = config.task
+    task, revision = config.task, config.task.revision
     return CellIdentity(
         suite=suite,
-        cell_id=cell_id(params(config), task.version),
+        cell_id=cell_id(params(config), revision),
         algorithm=config.algorithm_name,
         task=config.task_name,
-        task_version=task.version,
+        task_version=revision,
         policy=task.policy_kind,
         anchor_base=task.anchors.base,
         anchor_reference=task.anchors.reference,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,10 @@ class Evaluation:
     files: Mapping[str, SampleWriter] = field(default_factory=dict)
 
 
+class ContentError(FileNotFoundError):
+    """A file or folder that the configuration names is not there."""
+
+
 class SampleWriter(ABC):
     """Writes one sample artifact."""
 
@@ -62,6 +67,7 @@ class Task(ABC):
         guards: Metrics of `evaluate` that are no part of the reward and in which reward hacking would show; the board
             shows them beside the score and does not rank them.
         policies: Policy kind by the task's own name for it.
+        content_fields: Fields that may name a file or folder whose content decides the result, e.g. a base.
         name: Registered name, e.g. `image/shapes`.
         groups_per_rollout: Groups (shared starts) per iteration over all ranks. Too few: noisy updates; too many:
             few updates for the same budget of samples.
@@ -73,10 +79,22 @@ class Task(ABC):
     guards: ClassVar[tuple[str, ...]] = ()
     policies: ClassVar[dict[str, str]]
     name_field: ClassVar[str | None] = None
+    content_fields: ClassVar[tuple[str, ...]] = ()
 
     name: str
     groups_per_rollout: int
     group_size: int
+
+    @property
+    def revision(self) -> str:
+        """`version`, and for every one of `content_fields` that is set `+FIELD.DIGEST` of what lies there now.
+
+        Raises:
+            ContentError: Nothing lies there.
+        """
+        named = {name: getattr(self, name) for name in self.content_fields}
+        digests = [f"+{name}.{content_digest(Path(path), f'task.{name}')}" for name, path in named.items() if path]
+        return self.version + "".join(digests)
 
     @property
     @abstractmethod
@@ -171,3 +189,23 @@ class Pretrains(Protocol):
     def pretrain(out: Path, seed: int) -> dict[str, float]:
         """Make the base in the folder `out` from a seed; returns its scores by name."""
         ...
+
+
+def content_digest(path: Path, setting: str) -> str:
+    """12 hex digits of the names and bytes of a file or of all files under a folder; `setting` is for the error.
+
+    Raises:
+        ContentError: Nothing lies at `path`.
+    """
+    files = [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file())
+    if not files:
+        raise ContentError(
+            f"{setting}: expected a file or a folder with files at {path}, found none; mend the path, or leave the "
+            "setting empty for what comes with the task"
+        )
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(path).as_posix()}={content}\n".encode())
+    return digest.hexdigest()[:12]

@@ -248,6 +248,7 @@ class Loop(L.LightningModule):
         checkpoint["rlflow"] = {
             "version": VERSION,
             "config": self.config.resolved,
+            "task_revision": self.task.revision,
             "iteration": self.iteration,
             "samples": self.samples,
             "evaluations": self.evaluations,

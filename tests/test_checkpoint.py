@@ -26,7 +26,7 @@ def test_no_file_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
-    torch.save({"rlflow": {"version": 1}, "state_dict": Malice(str(tmp_path / "owned"))}, tmp_path / "last.ckpt")
+    torch.save({"rlflow": {"version": 2}, "state_dict": Malice(str(tmp_path / "owned"))}, tmp_path / "last.ckpt")
     with pytest.raises(CheckpointError, match="found a file that cannot be read"):
         read_checkpoint(tmp_path / "last.ckpt")
     assert not (tmp_path / "owned").exists()
@@ -34,7 +34,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 
 def test_a_file_cut_short_and_other_files_are_refused_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
-    torch.save({"rlflow": {"version": 1}, "state_dict": {"w": torch.zeros(1000)}}, path)
+    torch.save({"rlflow": {"version": 2}, "state_dict": {"w": torch.zeros(1000)}}, path)
     whole_checkpoint = read_checkpoint(path)
     assert whole_checkpoint is not None
     assert torch.equal(whole_checkpoint["state_dict"]["w"], torch.zeros(1000))
@@ -47,7 +47,7 @@ def test_a_file_cut_short_and_other_files_are_refused_and_kept(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [({"state_dict": {}}, "one without rlflow state"), ({"rlflow": {"version": 7}}, "version 7")]
+    ("content", "words"), [({"state_dict": {}}, "one without rlflow state"), ({"rlflow": {"version": 1}}, "version 1")]
 )
 def test_checkpoints_of_others_are_refused(tmp_path: Path, content: dict[str, object], words: str) -> None:
     torch.save(content, tmp_path / "last.ckpt")

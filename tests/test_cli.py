@@ -87,7 +87,10 @@ def test_help_is_quick_and_loads_no_heavy_library() -> None:
         (["flow_grpo", "toy", "task.group_size=1"], "task.group_size: flow_grpo compares rollouts within a group"),
         (["ppo", "toy", "task.kind=flow", "algorithm.entropy_weight=0.1"], "it requires ['entropy'], which policy"),
         (["ppo", "control/NoSuchEnv-v5"], "NoSuchEnv"),
-        (["ppo", "reasoning/countdown", "task.base=/no/such/model"], "/no/such/model"),
+        (
+            ["ppo", "reasoning/countdown", "task.base=/no/such/model"],
+            "task.base: expected a file or a folder with files at /no/such/model",
+        ),
         (["ppo", "toy", "--tracking-uri", "http://127.0.0.1:9"], "expected a tracking server at http://127.0.0.1:9"),
         (["ppo", "toy", "--tracking-uri", "mlruns"], "expected a tracking URI"),
         (["ppo", "toy", "--folder", "/proc/none"], "expected a folder that can be written at /proc/none"),

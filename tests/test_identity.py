@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+from rlflow.cell import CellIdentity
 from rlflow.config import resolve
 from rlflow.identity import cell_id, cell_identity, difference, params
 from rlflow.store import Store, ensure_experiment, search_runs
@@ -60,6 +64,21 @@ def test_what_moves_results_is_part_of_the_cell(override: str) -> None:
 def test_task_version_and_algorithm_are_part_of_the_cell() -> None:
     assert toy_id(version="2") != toy_id(version="1")
     assert cell_id(params(resolve("fpo", "toy")), "1") != toy_id()
+
+
+def test_the_content_of_a_named_folder_is_part_of_the_cell(tmp_path: Path) -> None:
+    def identity() -> CellIdentity:
+        return cell_identity(resolve("ppo", "reasoning/countdown", [f"task.base={tmp_path}"]), suite="s@1-full")
+
+    (tmp_path / "weights").write_bytes(b"one")
+    first = identity()
+    assert re.fullmatch(r"1\+base\.[0-9a-f]{12}", first.task_version)
+    assert identity() == first
+    (tmp_path / "weights").write_bytes(b"two")
+    assert identity().cell_id != first.cell_id
+    (tmp_path / "weights").write_bytes(b"one")
+    (tmp_path / "weights").rename(tmp_path / "other")
+    assert identity().cell_id != first.cell_id
 
 
 def test_the_difference_names_key_and_both_values() -> None:

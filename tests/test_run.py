@@ -120,6 +120,15 @@ def test_a_checkpoint_of_another_configuration_is_neither_continued_nor_written_
     assert len(search_runs(store, ensure_experiment(store, EXPERIMENT), {"kind": "seed"})) == 1
 
 
+def test_a_checkpoint_of_another_version_of_the_task_is_refused(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(toy_plan(store, tmp_path / "seed"), ignore)
+    monkeypatch.setattr(ToyTask, "version", "2")
+    with pytest.raises(CheckpointError, match=r"task: planned version 2, recorded 1\nchoose another folder"):
+        train(toy_plan(store, tmp_path / "seed"), ignore)
+
+
 def test_a_reward_that_is_not_a_number_is_divergence_with_stage_and_step(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ class Shapes(Task):
 
     version: ClassVar[str] = "2"
     guards: ClassVar[tuple[str, ...]] = ("quality", "layout_diversity")
+    content_fields: ClassVar[tuple[str, ...]] = ("base",)
     policies: ClassVar[dict[str, str]] = {"flow": "flow"}
 
     name: str = "image/shapes"

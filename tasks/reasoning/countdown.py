@@ -46,6 +46,7 @@ class Countdown(Task):
 
     version: ClassVar[str] = "1"
     guards: ClassVar[tuple[str, ...]] = ("distinct_canonical", "failure_unfinished")
+    content_fields: ClassVar[tuple[str, ...]] = ("base",)
     policies: ClassVar[dict[str, str]] = {"causal_lm": "causal_lm"}
 
     name: str = "reasoning/countdown"
