@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from tasks.control import manipulators, walkers
 from tasks.control.dynamics import Dynamics
-from tasks.control.environments import make
+from tasks.control.environments import Spec, make
 from tasks.control.vector import Transition, Vector, physics_of, restore, warnings_of
 
 Array = NDArray[Any]
@@ -54,8 +54,8 @@ DYNAMICS: dict[type[MujocoEnv], type[Dynamics]] = {
 class BatchedVector(Vector):
     """`B` copies of one model; resets go through one Gymnasium environment, so that they are Gymnasium's to the bit."""
 
-    def __init__(self, env_id: str, starts: Sequence[int], seed_of: Callable[[int, int], int]) -> None:
-        self._template = make(env_id)
+    def __init__(self, spec: Spec, starts: Sequence[int], seed_of: Callable[[int, int], int]) -> None:
+        self._template = make(spec.env_id)
         self._dynamics = dynamics_of(self._template)
         model = self._template.model
         self._model = model
@@ -72,7 +72,7 @@ class BatchedVector(Vector):
         chunks = min(torch.get_num_threads(), len(starts))
         self._chunks = [list(part) for part in np.array_split(np.arange(len(starts)), chunks)]
         self._threads = ThreadPoolExecutor(chunks) if chunks > 1 else None
-        super().__init__(env_id, starts, seed_of)
+        super().__init__(spec, starts, seed_of)
 
     def close(self) -> None:
         """See `Vector`."""

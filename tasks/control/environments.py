@@ -43,7 +43,8 @@ class Spec:
     """What a policy has to know about an environment.
 
     Attributes:
-        env_id: Gymnasium id.
+        env_id: Gymnasium's or EnvPool's id.
+        engine: What steps it: `batched`, `gymnasium` or `envpool`.
         observation_dim: C.
         action_low: `[A]` float32; actions are clipped to the box before the step, as costs are computed on them.
         action_high: `[A]` float32.
@@ -51,6 +52,7 @@ class Spec:
     """
 
     env_id: str
+    engine: str
     observation_dim: int
     action_low: np.ndarray
     action_high: np.ndarray
@@ -73,8 +75,8 @@ def make(env_id: str) -> MujocoEnv:
 
 
 @cache
-def spec_of(env_id: str) -> Spec:
-    """Check `env_id` and describe it.
+def gymnasium_spec(env_id: str) -> Spec:
+    """Check an id of Gymnasium and describe it.
 
     Raises:
         ValueError: Unknown id, no simulator, not MuJoCo, discrete actions, observations that are not flat; each says
@@ -110,6 +112,7 @@ def _described(env_id: str, env: gymnasium.Env) -> Spec:
         )
     return Spec(
         env_id=env_id,
+        engine="gymnasium",
         observation_dim=observation.shape[0],
         action_low=action.low.astype(np.float32),
         action_high=action.high.astype(np.float32),

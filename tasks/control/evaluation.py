@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from rlflow.policy import Policy
 from rlflow.random import Noise, generator
-from tasks.control.engines import Engine, open_vector
+from tasks.control.engines import open_vector
+from tasks.control.environments import Spec
 
 Array = NDArray[Any]
 
@@ -67,15 +68,13 @@ def eval_seed(start: int, episode: int) -> int:
 
 
 @torch.no_grad()
-def play(
-    env_id: str, policy: Policy, action_key: str, num_episodes: int, device: torch.device, engine: Engine = "auto"
-) -> Episodes:
+def play(spec: Spec, policy: Policy, action_key: str, num_episodes: int, device: torch.device) -> Episodes:
     """Play the episodes of seeds `0..num_episodes-1` together, without exploration.
 
     A flow policy starts from fixed noise (or zero, `flow.eval_start`); its noise has a seed of its own here, so that
     two evaluations of the same weights agree to the last bit.
     """
-    vector = open_vector(engine, env_id, range(num_episodes), eval_seed)
+    vector = open_vector(spec, range(num_episodes), eval_seed)
     noise = Noise(generator=generator(0, "control", "evaluation"), device=device)
     alive = np.ones(num_episodes, dtype=bool)
     result = Episodes(

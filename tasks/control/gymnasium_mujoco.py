@@ -20,8 +20,7 @@ from rlflow.rollout import Rollout
 from rlflow.task import Acting, Anchors, Evaluation, Task
 from tasks.control.acting import acting_policy
 from tasks.control.collect import collect
-from tasks.control.engines import Engine, open_vector
-from tasks.control.environments import spec_of
+from tasks.control.engines import Engine, open_vector, spec_of
 from tasks.control.evaluation import NUM_EVAL_SEEDS, play
 from tasks.control.policies import ACTION_KEYS, PolicyKind, action_flow, build_policy
 from tasks.control.reward import ReturnScaler
@@ -33,15 +32,16 @@ SEED_RANGE = 2**31 - NUM_EVAL_SEEDS
 
 @dataclass(kw_only=True)
 class GymnasiumMujoco(Task):
-    """Any MuJoCo id as `control/ID` (`control/Hopper-v5`); episodes run on across rollouts.
+    """Any MuJoCo id as `control/ID` (`control/Hopper-v5`, `control/CheetahRun-v1`); episodes run on across rollouts.
 
     A rollout is `groups_per_rollout * group_size` environments times `num_steps` steps. Rows of a group start from one
     seed, and their k-th episodes too. Observations are normalised inside the policy, rewards by `score`.
 
     Attributes:
-        env_id: Gymnasium id; given by the name, or by the preset of a short name.
+        env_id: Gymnasium's or EnvPool's id; given by the name, or by the preset of a short name.
         engine: What steps the simulators, with equal transitions: `batched`, threads and vectorised rewards;
-            `gymnasium`, any id, slower; `auto`, the first where it serves the id.
+            `gymnasium`, any id, slower; `envpool` (extra), DM Control too, no videos; `auto`, the first of these that
+            serves the id.
         policy: `gaussian`, a state-independent Normal; `flow`, a velocity field over actions.
         num_steps: T, environment steps per environment and rollout. Too few: the critic biases the advantage; too many:
             few updates for the same budget.
@@ -87,7 +87,7 @@ class GymnasiumMujoco(Task):
 
     def __post_init__(self) -> None:
         """Refuse an environment or sizes that cannot run, before anything else is built."""
-        self._spec = spec_of(self.env_id)
+        self._spec = spec_of(self.engine, self.env_id)
         if min(self.num_steps, self.video_every) < 1 or not 1 <= self.eval_episodes <= 1000:
             raise ValueError(
                 f"task: expected num_steps and video_every of at least 1 and eval_episodes in [1, 1000], found "
@@ -169,10 +169,10 @@ class GymnasiumMujoco(Task):
 
     def evaluate(self, policy: Policy, noise: Noise) -> Evaluation:
         """Raw return of `eval_episodes` fixed seeds under the deterministic policy."""
-        episodes = play(self.env_id, policy, ACTION_KEYS[self.policy], self.eval_episodes, noise.device, self.engine)
+        episodes = play(self._spec, policy, ACTION_KEYS[self.policy], self.eval_episodes, noise.device)
         shown = self.video and self._evaluations % self.video_every == 0
         self._evaluations += 1
-        files = sample_files(self.env_id, episodes) if shown else {}
+        files = sample_files(self._spec, episodes) if shown else {}
         return Evaluation(metrics=episodes.metrics(), items=episodes.items(), files=files)
 
     def acting(self, policy: Policy) -> Acting:
@@ -222,7 +222,7 @@ class GymnasiumMujoco(Task):
 
     def _open(self, starts: list[int]) -> None:
         self.close()
-        self._vector = open_vector(self.engine, self.env_id, starts, train_seed)
+        self._vector = open_vector(self._spec, starts, train_seed)
 
 
 def train_seed(start: int, episode: int) -> int:

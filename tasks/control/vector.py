@@ -13,7 +13,7 @@ import torch
 from gymnasium.envs.mujoco import MujocoEnv
 from numpy.typing import NDArray
 
-from tasks.control.environments import make, spec_of
+from tasks.control.environments import Spec, make
 
 Array = NDArray[Any]
 
@@ -76,15 +76,15 @@ class Vector(ABC):
         reward_terms: Sums since the last `take_reward_terms` of the `reward_*` components, `[B]` each.
     """
 
-    def __init__(self, env_id: str, starts: Sequence[int], seed_of: Callable[[int, int], int]) -> None:
+    def __init__(self, spec: Spec, starts: Sequence[int], seed_of: Callable[[int, int], int]) -> None:
         """Open and reset the simulators.
 
         Args:
-            env_id: Gymnasium id.
+            spec: The environment.
             starts: Start of each row.
             seed_of: `(start, episode number) -> seed` of the environment's reset.
         """
-        self.spec = spec_of(env_id)
+        self.spec = spec
         self._seed_of = seed_of
         size = len(starts)
         self.start = np.array(starts, dtype=np.int64)
@@ -191,9 +191,9 @@ class Vector(ABC):
 class GymnasiumVector(Vector):
     """One Gymnasium environment after the other: serves every id."""
 
-    def __init__(self, env_id: str, starts: Sequence[int], seed_of: Callable[[int, int], int]) -> None:
-        self.envs: list[MujocoEnv] = [make(env_id) for _ in starts]
-        super().__init__(env_id, starts, seed_of)
+    def __init__(self, spec: Spec, starts: Sequence[int], seed_of: Callable[[int, int], int]) -> None:
+        self.envs: list[MujocoEnv] = [make(spec.env_id) for _ in starts]
+        super().__init__(spec, starts, seed_of)
 
     def close(self) -> None:
         """See `Vector`."""

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from rlflow.task import SampleWriter
-from tasks.control.environments import make
+from tasks.control.environments import Spec, make
 from tasks.control.evaluation import Episodes
 
 log = logging.getLogger(__name__)
@@ -33,12 +33,12 @@ class RenderError(RuntimeError):
     """A frame could not be drawn under a backend."""
 
 
-def sample_files(env_id: str, episodes: Episodes) -> dict[str, SampleWriter]:
-    """`rollout.mp4`, or `rollout.png` where no renderer works; the log then says how to get one."""
-    backend = renderer(os.environ.get("MUJOCO_GL"))
+def sample_files(spec: Spec, episodes: Episodes) -> dict[str, SampleWriter]:
+    """`rollout.mp4`; `rollout.png` where the engine hides poses or no renderer works (the log says how to get one)."""
+    backend = None if spec.engine == "envpool" else renderer(os.environ.get("MUJOCO_GL"))
     if backend is None:
         return {"rollout.png": TrajectoryPlot(episodes)}
-    return {"rollout.mp4": RolloutVideo(env_id, episodes, backend)}
+    return {"rollout.mp4": RolloutVideo(spec.env_id, episodes, backend)}
 
 
 @cache

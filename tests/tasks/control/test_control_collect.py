@@ -9,6 +9,7 @@ from rlflow.policies.gaussian import GaussianPolicy
 from rlflow.random import Noise, generator
 from tasks.control import evaluation
 from tasks.control.collect import Block, collect
+from tasks.control.engines import spec_of
 from tasks.control.evaluation import play
 from tasks.control.gymnasium_mujoco import GymnasiumMujoco
 from tasks.control.vector import Step
@@ -102,9 +103,9 @@ def test_an_episode_of_an_evaluation_that_breaks_ends_there_and_is_counted(task,
         return vector
 
     policy = task.build_policy(frozenset({"log_prob"}))
-    whole = play("Hopper-v5", policy, "action", 2, torch.device("cpu"))
+    whole = play(spec_of("auto", "Hopper-v5"), policy, "action", 2, torch.device("cpu"))
     monkeypatch.setattr(evaluation, "open_vector", brittle)
-    found = play("Hopper-v5", policy, "action", 2, torch.device("cpu"))
+    found = play(spec_of("auto", "Hopper-v5"), policy, "action", 2, torch.device("cpu"))
     assert (found.broken.tolist(), found.lengths[0], found.terminated[0]) == ([True, False], 4, False)
     assert found.returns[1] == whole.returns[1]
     assert found.metrics()["broken_fraction"] == pytest.approx(0.5, abs=EXACT)

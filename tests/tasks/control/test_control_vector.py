@@ -1,23 +1,33 @@
+from functools import partial
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 
 from tasks.control.batched import BatchedVector, batched_serves
-from tasks.control.engines import open_vector
-from tasks.control.environments import mujoco_ids, spec_of
+from tasks.control.engines import open_vector, spec_of
+from tasks.control.environments import mujoco_ids
 from tasks.control.vector import GymnasiumVector
 
 EXACT = 0.0
 
 
-ENGINES = [GymnasiumVector, BatchedVector]
 CLOSE = 1e-9
 
 
-@pytest.fixture(params=ENGINES, ids=["gymnasium", "batched"])
+def opened(engine, env_id, starts, seed_of):
+    return open_vector(spec_of(engine, env_id), starts, seed_of)
+
+
+@pytest.fixture(params=["gymnasium", "batched"])
 def Engine(request):
-    return request.param
+    return partial(opened, request.param)
+
+
+@pytest.fixture(params=["gymnasium", "batched", "envpool"])
+def AnyEngine(request):
+    return partial(opened, request.param)
 
 
 def same_seed(start, episode):
@@ -50,7 +60,7 @@ def test_steps_equal_gymnasiums_own_wrapped_environment(Engine):
 @pytest.mark.parametrize("env_id", mujoco_ids())
 def test_the_batched_engine_makes_gymnasiums_transitions(env_id):
     assert batched_serves(env_id)
-    ours, theirs = (engine(env_id, [3, 4, 5], same_seed) for engine in (BatchedVector, GymnasiumVector))
+    ours, theirs = (opened(engine, env_id, [3, 4, 5], same_seed) for engine in ("batched", "gymnasium"))
     rng = np.random.default_rng(0)
     for _ in range(110):
         action = 0.7 * rng.standard_normal((3, ours.spec.action_dim)).astype(np.float32)
@@ -69,12 +79,11 @@ def test_the_batched_engine_makes_gymnasiums_transitions(env_id):
 
 def test_an_id_without_a_batched_form_is_served_by_gymnasium_and_refused_by_name():
     assert not batched_serves("Hopper-v4")
-    vector = open_vector("auto", "Hopper-v4", [0], same_seed)
-    assert isinstance(vector, GymnasiumVector)
-    assert isinstance(open_vector("auto", "Hopper-v5", [0], same_seed), BatchedVector)
-    assert isinstance(open_vector("gymnasium", "Hopper-v5", [0], same_seed), GymnasiumVector)
+    assert isinstance(opened("auto", "Hopper-v4", [0], same_seed), GymnasiumVector)
+    assert isinstance(opened("auto", "Hopper-v5", [0], same_seed), BatchedVector)
+    assert isinstance(opened("gymnasium", "Hopper-v5", [0], same_seed), GymnasiumVector)
     with pytest.raises(ValueError, match=r"found HopperEnv; use task\.engine=gymnasium"):
-        open_vector("batched", "Hopper-v4", [0], same_seed)
+        spec_of("batched", "Hopper-v4")
 
 
 def test_termination_keeps_the_true_next_observation_and_resets_in_the_same_step(Engine):
@@ -93,8 +102,8 @@ def test_termination_keeps_the_true_next_observation_and_resets_in_the_same_step
     assert np.array_equal(vector.observation, fresh.observation)
 
 
-def test_time_limit_is_a_truncation_and_not_a_termination(Engine):
-    vector = Engine("Reacher-v5", [0, 1], same_seed)
+def test_time_limit_is_a_truncation_and_not_a_termination(AnyEngine):
+    vector = AnyEngine("Reacher-v5", [0, 1], same_seed)
     steps = play(vector, 51)
     assert [bool(s.truncated.any()) for s in steps] == [False] * 49 + [True, False]  # Reacher's limit is 50 steps
     assert not any(s.terminated.any() for s in steps)
@@ -102,8 +111,8 @@ def test_time_limit_is_a_truncation_and_not_a_termination(Engine):
     assert [length for _, length in steps[49].finished] == [50, 50]
 
 
-def test_rows_of_equal_start_share_every_episode_start(Engine):
-    vector = Engine("Reacher-v5", [3, 3, 4], same_seed)
+def test_rows_of_equal_start_share_every_episode_start(AnyEngine):
+    vector = AnyEngine("Reacher-v5", [3, 3, 4], same_seed)
     play(vector, 50)
     assert np.array_equal(vector.observation[0], vector.observation[1])
     assert not np.array_equal(vector.observation[0], vector.observation[2])
@@ -129,19 +138,19 @@ def test_state_round_trip_continues_bit_for_bit(env_id, Engine):
     assert {k: v.shape for k, v in vector.state_dict().items()} == {k: v.shape for k, v in state.items()}
 
 
-def test_state_of_another_size_is_refused(Engine):
-    state = Engine("Reacher-v5", [0, 1], same_seed).state_dict()
+def test_state_of_another_size_is_refused(AnyEngine):
+    state = AnyEngine("Reacher-v5", [0, 1], same_seed).state_dict()
     with pytest.raises(ValueError, match="expected 3 environments, found 2"):
-        Engine("Reacher-v5", [0, 1, 2], same_seed).load_state_dict(state)
+        AnyEngine("Reacher-v5", [0, 1, 2], same_seed).load_state_dict(state)
 
 
-def test_state_is_plain_tensors(Engine):
-    state = Engine("Reacher-v5", [0], same_seed).state_dict()
+def test_state_is_plain_tensors(AnyEngine):
+    state = AnyEngine("Reacher-v5", [0], same_seed).state_dict()
     assert all(isinstance(v, torch.Tensor) for v in state.values())
 
 
-def test_actions_are_clipped_before_costs_are_computed(Engine):
-    wide, edge = (Engine("HalfCheetah-v5", [0], same_seed) for _ in range(2))
+def test_actions_are_clipped_before_costs_are_computed(AnyEngine):
+    wide, edge = (AnyEngine("HalfCheetah-v5", [0], same_seed) for _ in range(2))
     a = wide.step(np.full((1, 6), 5.0, dtype=np.float32))
     b = edge.step(np.full((1, 6), 1.0, dtype=np.float32))
     assert a.reward[0] == b.reward[0]
@@ -149,8 +158,8 @@ def test_actions_are_clipped_before_costs_are_computed(Engine):
     assert wide.take_reward_terms()["ctrl"][0] == pytest.approx(-0.6, abs=1e-6)
 
 
-def test_an_action_that_is_not_finite_gives_a_reward_that_is_not_finite(Engine):
-    vector = Engine("InvertedPendulum-v5", [0, 1], same_seed)
+def test_an_action_that_is_not_finite_gives_a_reward_that_is_not_finite(AnyEngine):
+    vector = AnyEngine("InvertedPendulum-v5", [0, 1], same_seed)
     step = vector.step(np.array([[np.nan], [0.0]], dtype=np.float32))
     assert np.isnan(step.reward[0])
     assert np.isfinite(step.reward[1])
@@ -159,7 +168,8 @@ def test_an_action_that_is_not_finite_gives_a_reward_that_is_not_finite(Engine):
 @pytest.mark.parametrize(
     ("env_id", "message"),
     [
-        ("HalfCheeta-v5", "unknown Gymnasium environment 'HalfCheeta-v5'; did you mean HalfCheetah-v5"),
+        ("HalfCheeta-v5", "unknown environment 'HalfCheeta-v5'; did you mean HalfCheetah-v5"),
+        ("CheetahRun-v9", r"DM Control, e\.g\. CheetahRun-v1, need pip install 'rlflow\[envpool\]'"),
         ("Nonsense", "known: Ant-v5"),
         ("CartPole-v1", "expected a flat Box of continuous actions, found Discrete"),
         ("Pendulum-v1", "expected a MuJoCo environment, found PendulumEnv; use one of Ant-v5"),
@@ -168,7 +178,7 @@ def test_an_action_that_is_not_finite_gives_a_reward_that_is_not_finite(Engine):
 )
 def test_environments_that_cannot_run_are_refused_with_a_way_out(env_id, message):
     with pytest.raises(ValueError, match="(?s)" + message):
-        spec_of(env_id)
+        spec_of("auto", env_id)
 
 
 def test_dict_observations_are_refused():
@@ -179,7 +189,7 @@ def test_dict_observations_are_refused():
     gymnasium.register("RlflowMaze-v0", entry_point=Maze, max_episode_steps=5, disable_env_checker=True)
     try:
         with pytest.raises(ValueError, match="expected flat Box observations, found Dict"):
-            spec_of("RlflowMaze-v0")
+            spec_of("auto", "RlflowMaze-v0")
     finally:
         gymnasium.registry.pop("RlflowMaze-v0")
 

@@ -8,6 +8,7 @@ import torch
 
 from rlflow.config import resolve
 from tasks.control import video
+from tasks.control.engines import spec_of
 from tasks.control.evaluation import play
 
 
@@ -15,11 +16,11 @@ from tasks.control.evaluation import play
 def episodes():
     task = resolve("ppo", "control/Reacher-v5").task
     torch.manual_seed(0)
-    return play("Reacher-v5", task.build_policy(frozenset()), "action", 1, torch.device("cpu"))
+    return play(spec_of("auto", "Reacher-v5"), task.build_policy(frozenset()), "action", 1, torch.device("cpu"))
 
 
 def test_sample_file_shows_the_episode(episodes, tmp_path):
-    ((name, writer),) = video.sample_files("Reacher-v5", episodes).items()
+    ((name, writer),) = video.sample_files(spec_of("auto", "Reacher-v5"), episodes).items()
     path: Path = tmp_path / name
     writer(path)
     frames = np.stack(imageio.mimread(path))
@@ -34,7 +35,7 @@ def test_sample_file_shows_the_episode(episodes, tmp_path):
 def test_without_a_renderer_a_plot_is_written_and_the_log_says_what_to_install(episodes, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MUJOCO_GL", "no-such-backend")
     with caplog.at_level(logging.WARNING):
-        ((name, writer),) = video.sample_files("Reacher-v5", episodes).items()
+        ((name, writer),) = video.sample_files(spec_of("auto", "Reacher-v5"), episodes).items()
     assert name == "rollout.png"
     assert "apt-get install libegl1" in caplog.text
     assert "no-such-backend" in caplog.text
