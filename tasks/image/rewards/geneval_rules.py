@@ -95,7 +95,7 @@ def _coloured(
     right = sum(colour == clause["color"] for colour in colours)
     if len(found) == clause["count"] and right < len(found):
         reasons.append(f"expected {clause['color']} {clause['class']}, found {', '.join(colours)}")
-    return right / int(clause["count"])
+    return float(right / int(clause["count"]))
 
 
 def _placed(

@@ -55,3 +55,37 @@ def _spread(model: torch.nn.Module) -> None:
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 parameter.normal_(std=0.25)
+
+
+def save_owlv2(folder: Path) -> Path:
+    from transformers import Owlv2Config, Owlv2ForObjectDetection
+
+    save_clip(folder)  # for its tokenizer
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Owlv2Config(
+        text_config={**small, "vocab_size": 80, "max_position_embeddings": 24},
+        vision_config={**small, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    torch.manual_seed(0)
+    Owlv2ForObjectDetection(config).save_pretrained(folder)
+    return folder
+
+
+def save_grounding_dino(folder: Path) -> Path:
+    from transformers import BertConfig, GroundingDinoConfig, GroundingDinoForObjectDetection, SwinConfig
+
+    save_bert_tokenizer(folder)
+    swin = SwinConfig(
+        image_size=32, patch_size=4, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
+        out_indices=[2, 3, 4],
+    )  # fmt: skip
+    bert = BertConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    config = GroundingDinoConfig(
+        backbone_config=swin, text_config=bert, d_model=32, num_queries=12, encoder_layers=1, decoder_layers=2,
+        encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2,
+        max_text_len=32, disable_custom_kernels=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    return folder
