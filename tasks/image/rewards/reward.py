@@ -102,7 +102,7 @@ def checked(name: str, reward: Reward, images: Tensor, prompts: Sequence[Prompt]
     try:
         answer = reward(images, prompts)
     except Exception as error:
-        row = getattr(error, "row", None)
+        row = error.row if isinstance(error, RewardError) else None
         where = f"prompt {shown(prompts[row])}" if row is not None else f"{len(prompts)} images, {_first(prompts)}"
         raise RewardError(f"reward {name!r} failed on {where}: {type(error).__name__}: {error}", row) from error
     if not isinstance(answer, Tensor) or answer.shape != (len(images),):
