@@ -59,12 +59,29 @@ def layout_diversity(findings: Findings, group_size: int) -> Tensor:
     Raises:
         ValueError: the batch does not consist of whole groups of at least 2.
     """
-    batch = len(findings.dirt)
+    cover = torch.from_numpy(redraw(findings) > 0)
+    return cover_diversity(cover.view(len(findings.dirt), -1), group_size)
+
+
+def cover_diversity(cover: Tensor, group_size: int) -> Tensor:
+    """Mean over the pairs of a group of 1 - IoU of the covered pixels; two empty images count as equal.
+
+    Args:
+        cover: [groups * group_size, pixels] bool, group-major.
+        group_size: images of each prompt, at least 2.
+
+    Returns:
+        [groups] float32 in [0, 1].
+
+    Raises:
+        ValueError: the batch does not consist of whole groups of at least 2.
+    """
+    batch, pixels = cover.shape
     if group_size < 2 or batch % group_size:
         raise ValueError(f"expected whole groups of at least 2 images, found {batch} images in groups of {group_size}")
-    cover = torch.from_numpy(redraw(findings) > 0).float().view(-1, group_size, IMAGE_SIZE * IMAGE_SIZE)
-    both = cover @ cover.transpose(1, 2)
-    area = cover.sum(2)
+    grouped = cover.float().view(-1, group_size, pixels)
+    both = grouped @ grouped.transpose(1, 2)
+    area = grouped.sum(2)
     union = area[:, :, None] + area[:, None] - both
     distance = torch.where(union > 0, 1 - both / union.clamp(min=1), 0.0)
     return distance.sum((1, 2)) / (group_size * (group_size - 1))
