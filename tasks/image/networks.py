@@ -1,7 +1,7 @@
-"""The velocity network of `image/shapes`: a small convolutional U-Net that reads the caption twice.
+"""The velocity network of the embedded image tasks: a small convolutional U-Net that reads the caption twice.
 
 The caption enters through FiLM (flattened token embeddings, which keep the slot of every word) and through
-cross-attention at 8 and 4 pixels (which binds words to places).
+cross-attention at a half and a quarter of the size (which binds words to places).
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ class ShapesNetConfig:
     """Sizes of `ShapesNet`, stored as config.json next to its weights.
 
     Attributes:
-        channels: widths at 16, 8 and 4 pixels; each divisible by 8 (group norm) and by `heads`.
+        channels: widths at full, half and quarter size; each divisible by 8 (group norm) and by `heads`.
         token_dim: width of a token embedding.
         condition_dim: width of the FiLM condition.
         heads: attention heads.
         caption_length: tokens of a caption.
         vocabulary_size: rows of the token embedding.
+        image_channels: of the pictures; 3 is RGB, 1 grey.
+        size: height and width of the pictures; each divisible by 4.
     """
 
     channels: tuple[int, int, int] = (32, 48, 64)
@@ -41,6 +43,13 @@ class ShapesNetConfig:
     heads: int = 4
     caption_length: int = 7
     vocabulary_size: int = 14
+    image_channels: int = 3
+    size: tuple[int, int] = (16, 16)
+
+    def __post_init__(self) -> None:
+        """Refuse a size that two halvings and doublings would not give back."""
+        if self.size[0] % 4 or self.size[1] % 4:
+            raise ValueError(f"size: expected height and width divisible by 4, found {self.size}")
 
 
 class _FilmBlock(nn.Module):
@@ -66,10 +75,10 @@ class _FilmBlock(nn.Module):
 class _CaptionAttention(nn.Module):
     """Self-attention over pixels, then a separate cross-attention to the caption. [b, C, h, w] -> same."""
 
-    def __init__(self, channels: int, token_dim: int, heads: int, size: int) -> None:
+    def __init__(self, channels: int, token_dim: int, heads: int, pixels: int) -> None:
         super().__init__()
         self.heads = heads
-        self.place = nn.Parameter(torch.randn(size * size, channels) * 0.1)
+        self.place = nn.Parameter(torch.randn(pixels, channels) * 0.1)
         self.norm_self, self.norm_cross = nn.LayerNorm(channels), nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out_self = nn.Linear(channels, channels)
@@ -96,7 +105,7 @@ class _CaptionAttention(nn.Module):
 
 
 class ShapesNet(nn.Module):
-    """Velocity field v(x_s, s | caption) of 16 x 16 RGB images, through a prediction of the clean image.
+    """Velocity field v(x_s, s | caption) of small pictures, through a prediction of the clean image.
 
     `v = (x - x0_hat) / max(s, .05)`: the network learns x0, which is bounded and easy near s = 1, while callers
     see the rectified-flow velocity v = eps - x0.
@@ -108,6 +117,7 @@ class ShapesNet(nn.Module):
         self.config = config
         wide, mid, deep = config.channels
         cond, token = config.condition_dim, config.token_dim
+        half = config.size[0] * config.size[1] // 4
         self.embed = nn.Embedding(config.vocabulary_size, token)
         self.slot = nn.Parameter(torch.randn(config.caption_length, token) * 0.1)
         self.mix = nn.Sequential(
@@ -115,22 +125,22 @@ class ShapesNet(nn.Module):
         )
         self.caption = nn.Sequential(nn.Linear(config.caption_length * token, cond), nn.SiLU(), nn.Linear(cond, cond))
         self.time = nn.Sequential(nn.Linear(64, cond), nn.SiLU(), nn.Linear(cond, cond))
-        self.stem = nn.Conv2d(3, wide, 3, padding=1)
+        self.stem = nn.Conv2d(config.image_channels, wide, 3, padding=1)
         self.enter16 = _FilmBlock(wide, wide, cond)
         self.down8 = nn.Conv2d(wide, mid, 3, stride=2, padding=1)
         self.enter8 = _FilmBlock(mid, mid, cond)
-        self.attend8 = _CaptionAttention(mid, token, config.heads, 8)
+        self.attend8 = _CaptionAttention(mid, token, config.heads, half)
         self.down4 = nn.Conv2d(mid, deep, 3, stride=2, padding=1)
         self.enter4 = _FilmBlock(deep, deep, cond)
-        self.attend4 = _CaptionAttention(deep, token, config.heads, 4)
+        self.attend4 = _CaptionAttention(deep, token, config.heads, half // 4)
         self.leave4 = _FilmBlock(deep, deep, cond)
         self.up8 = nn.Conv2d(deep, mid, 3, padding=1)
         self.leave8 = _FilmBlock(2 * mid, mid, cond)
-        self.attend8_out = _CaptionAttention(mid, token, config.heads, 8)
+        self.attend8_out = _CaptionAttention(mid, token, config.heads, half)
         self.up16 = nn.Conv2d(mid, wide, 3, padding=1)
         self.leave16 = _FilmBlock(2 * wide, wide, cond)
         self.norm = nn.GroupNorm(_GROUPS, wide)
-        self.head = nn.Conv2d(wide, 3, 3, padding=1)
+        self.head = nn.Conv2d(wide, config.image_channels, 3, padding=1)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
@@ -138,12 +148,12 @@ class ShapesNet(nn.Module):
         """Velocity at noise level s.
 
         Args:
-            x: [b, 3, 16, 16] noisy images.
+            x: [b, C, H, W] noisy images.
             s: [b] in [0, 1]; 1 is noise, 0 is data.
             context: `tokens` [b, caption_length] int64.
 
         Returns:
-            [b, 3, 16, 16] velocity eps - x0.
+            [b, C, H, W] velocity eps - x0.
         """
         tokens = self.embed(context["tokens"]) + self.slot
         words = tokens + self.mix(tokens.transpose(1, 2)).transpose(1, 2)
@@ -177,19 +187,20 @@ def _time_features(s: Tensor) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
-def load_network(folder: Path) -> ShapesNet:
+def load_network(folder: Path, task: str = "image/shapes") -> ShapesNet:
     """Rebuild a pretrained network from model.safetensors and config.json.
 
     Raises:
-        FileNotFoundError: the folder holds none; names the command that makes one.
+        FileNotFoundError: the folder holds none; names the command that makes one for `task`.
     """
     weights, sizes = folder / "model.safetensors", folder / "config.json"
     if not (weights.is_file() and sizes.is_file()):
         raise FileNotFoundError(
             f"no pretrained network in {folder}; expected model.safetensors and config.json: make them with "
-            f"`rlflow pretrain image/shapes --out {folder}`, or leave task.base empty for the shipped one"
+            f"`rlflow pretrain {task} --out {folder}`, or leave task.base empty for the shipped one"
         )
     content = json.loads(sizes.read_text(encoding="utf-8"))["network"]
-    network = ShapesNet(ShapesNetConfig(**{**content, "channels": tuple(content["channels"])}))
+    tuples = {name: tuple(value) for name, value in content.items() if isinstance(value, list)}
+    network = ShapesNet(ShapesNetConfig(**{**content, **tuples}))
     network.load_state_dict(load_file(weights))
     return network

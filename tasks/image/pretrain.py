@@ -1,4 +1,4 @@
-"""Makes the shipped base of `image/shapes` anew: flow matching on clean renders of every prompt, from a seed.
+"""Makes the shipped bases anew: flow matching on clean renders of every prompt of an embedded task, from a seed.
 
 `rlflow pretrain image/shapes --out FOLDER --seed 0` takes about 6 CPU-minutes and prints the base's score.
 
@@ -12,6 +12,7 @@ import copy
 import itertools
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -67,21 +68,59 @@ class PretrainConfig:
     log_every: int = 250
 
 
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What a base is trained to draw.
+
+    Attributes:
+        network: sizes of the network.
+        sample: number and generator to prompt indices [n], by the shares of the task.
+        render: prompt indices [n] and generator to clean images [n, C, H, W] in [-1, 1].
+        tokens: [P, caption_length] int64, one row per prompt.
+        score: scores of a network on the frozen held-out set.
+    """
+
+    network: ShapesNetConfig
+    sample: Callable[[int, torch.Generator], Tensor]
+    render: Callable[[Tensor, torch.Generator], Tensor]
+    tokens: Tensor
+    score: Callable[[nn.Module], dict[str, float]]
+
+
 def pretrain_shapes(out: Path, seed: int, config: PretrainConfig | None = None) -> dict[str, float]:
+    """Train the base of the coloured objects from scratch; see `pretrain_base`.
+
+    Returns:
+        `strict`, `soft` and `strict/KIND` on the frozen held-out prompts at `EVAL_STEPS` Euler steps.
+    """
+    return pretrain_base(out, seed, config or PretrainConfig(), _shapes())
+
+
+def _shapes() -> Subject:
+    return Subject(
+        network=ShapesNetConfig(),
+        sample=lambda count, generator: sample_prompts(count, generator, split="all"),
+        render=render,
+        tokens=tables().tokens,
+        score=score_base,
+    )
+
+
+def pretrain_base(out: Path, seed: int, config: PretrainConfig, subject: Subject) -> dict[str, float]:
     """Train a base from scratch and write model.safetensors and config.json into `out`.
 
     Args:
         out: folder, made if absent.
         seed: of the initial weights, the images and the noise.
-        config: defaults are those of the shipped base.
+        config: settings of the run.
+        subject: what to draw.
 
     Returns:
-        `strict`, `soft` and `strict/KIND` on the frozen held-out prompts at `EVAL_STEPS` Euler steps.
+        What `subject.score` says of the averaged weights.
     """
-    config = config or PretrainConfig()
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    network = ShapesNet(ShapesNetConfig()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = ShapesNet(subject.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     averaged = copy.deepcopy(network)
     optimizers = _optimizers(network, config)
     start, scores = time.monotonic(), dict[str, float]()
@@ -91,7 +130,7 @@ def pretrain_shapes(out: Path, seed: int, config: PretrainConfig | None = None) 
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * scale
         late = step > config.steps - config.wrong_caption_steps
-        loss = _loss(network, config, generator, config.wrong_caption_fraction if late else 0.0)
+        loss = _loss(network, subject, config, generator, config.wrong_caption_fraction if late else 0.0)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         for optimizer in optimizers:
@@ -99,7 +138,7 @@ def pretrain_shapes(out: Path, seed: int, config: PretrainConfig | None = None) 
             optimizer.zero_grad()
         _average(averaged, network, step, config.ema_decay)
         if step == config.steps or (config.log_every and step % config.log_every == 0):
-            scores = score_base(averaged)
+            scores = subject.score(averaged)
             print(_line(step, loss.item(), time.monotonic() - start, scores), flush=True)
     save_base(out, averaged, {"seed": seed, **asdict(config)}, scores)
     return scores
@@ -130,14 +169,18 @@ def _average(averaged: nn.Module, network: nn.Module, step: int, decay: float) -
 
 
 def _loss(
-    network: ShapesNet, config: PretrainConfig, generator: torch.Generator, wrong_fraction: float = 0.0
+    network: ShapesNet,
+    subject: Subject,
+    config: PretrainConfig,
+    generator: torch.Generator,
+    wrong_fraction: float = 0.0,
 ) -> Tensor:
     """Conditional flow matching, |v(x_s, s) - (eps - x0)|^2 at logit-normal s."""
-    prompts = sample_prompts(config.batch, generator, split="all")
-    clean = render(prompts, generator)
-    others = sample_prompts(config.batch, generator, split="all")
+    prompts = subject.sample(config.batch, generator)
+    clean = subject.render(prompts, generator)
+    others = subject.sample(config.batch, generator)
     wrong = torch.rand(config.batch, generator=generator) < wrong_fraction
-    captions = tables().tokens[torch.where(wrong, others, prompts)]
+    captions = subject.tokens[torch.where(wrong, others, prompts)]
     noise = torch.randn(clean.shape, generator=generator)
     s = torch.sigmoid(torch.randn(config.batch, generator=generator) + config.s_mean)
     mixed = (1 - s)[:, None, None, None] * clean + s[:, None, None, None] * noise
@@ -148,7 +191,7 @@ def _loss(
 
 @torch.no_grad()
 def euler(network: nn.Module, noise: Tensor, tokens: Tensor, steps: int, batch: int = 256) -> Tensor:
-    """Deterministic samples from noise [B, 3, 16, 16] on `steps` equal steps of s; same shape."""
+    """Deterministic samples from noise [B, C, H, W] on `steps` equal steps of s; same shape."""
     grid = torch.linspace(1, 0, steps + 1)
     images = []
     for x, words in zip(torch.split(noise, batch), torch.split(tokens, batch), strict=True):

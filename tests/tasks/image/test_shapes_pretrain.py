@@ -53,7 +53,7 @@ def test_loss_falls() -> None:
     optimizers = pretrain._optimizers(network, config)
     losses = []
     for _ in range(20):
-        loss = pretrain._loss(network, config, generator)
+        loss = pretrain._loss(network, pretrain._shapes(), config, generator)
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
