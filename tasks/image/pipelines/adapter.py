@@ -85,6 +85,11 @@ class Adapter(ABC):
     def latent_channels(self) -> int:
         """Channels of the latents before any packing."""
 
+    @property
+    def pooled_width(self) -> int:
+        """P, the width of a pooled prompt embedding."""
+        return int(self.config.pooled_projection_dim)
+
     @abstractmethod
     def num_tokens(self, text: str) -> int:
         """Length of a prompt for the encoder that `max_tokens` limits, without cutting it."""

@@ -43,6 +43,12 @@ class PromptEmbeddings:
         made = self.adapter.collate([self._kept[text] for text in texts], self._longest)
         return {name: value.to(device) for name, value in made.items()}
 
+    def pooled(self, prompts: Tensor, device: torch.device) -> Tensor:
+        """Pooled embeddings `[n, P]` float32 of catalogue numbers `prompts [n]`."""
+        texts = [self.texts[i] for i in prompts.tolist()]
+        self._encode(texts, device)
+        return torch.stack([self._kept[text]["pooled"] for text in texts]).float().to(device)
+
     def negatives(self, num_rows: int, device: torch.device) -> Rows:
         """Embeddings of the negative prompt, `num_rows` times."""
         self._encode([self.negative], device)

@@ -24,6 +24,11 @@ class Qwen(Adapter):
         """A quarter of the packed ones."""
         return int(self.config.in_channels) // 4
 
+    @property
+    def pooled_width(self) -> int:
+        """Of the text encoder, whose tokens are averaged."""
+        return int(self.config.joint_attention_dim)
+
     def num_tokens(self, text: str) -> int:
         """Without the system prompt around it."""
         template = self.pipeline.prompt_template_encode.format(text)
