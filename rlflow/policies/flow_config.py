@@ -82,16 +82,19 @@ class ScheduledFlowConfig(FlowConfig):
         grid: `linspace_shift`, evenly spaced and shifted by `shift`; `diffusers`, the pretrained pipeline's own
             sigmas for as many steps, with its dynamic shift, for which `shift` is not used.
         window_place: `fixed`, at `window_start`; `random`, anywhere before the last step; `sliding`, from the first
-            step on towards the data, where it stays (MixGRPO's progressive schedule, arXiv 2507.21802, algorithm 1).
+            step on towards the data, where it stays (after MixGRPO, arXiv 2507.21802).
         window_every: Iterations after which a sliding window moves. Too few: no place learns enough; too many: the
             budget ends before the late steps are trained.
         window_stride: Steps that it moves by.
+        window_end: Steps before which a random or sliding window ends (0 = all but the last). Low-noise steps move
+            the image little and their likelihoods round worst.
     """
 
     grid: Literal["linspace_shift", "diffusers"] = "diffusers"
     window_place: Literal["fixed", "random", "sliding"] = "fixed"
     window_every: int = 25
     window_stride: int = 1
+    window_end: int = 0
 
     def __post_init__(self) -> None:
         """Check the window's place."""
@@ -106,6 +109,11 @@ class ScheduledFlowConfig(FlowConfig):
                 f"flow: a {self.window_place} window needs window >= 1 and window_start = 0, found {self.window} and "
                 f"{self.window_start}"
             )
+        if self.window_end and not self.window <= self.window_end < self.train_steps:
+            raise ValueError(
+                f"flow: expected window_end between window = {self.window} and train_steps - 1 = "
+                f"{self.train_steps - 1}, found {self.window_end}"
+            )
 
     @property
     def counts_iterations(self) -> bool:
@@ -114,7 +122,7 @@ class ScheduledFlowConfig(FlowConfig):
 
     def first_stochastic(self, iteration: int, draw: Callable[[int], int]) -> int:
         """First step of the window in this iteration, by `window_place`."""
-        places = self.train_steps - self.window
+        places = (self.window_end or self.train_steps - 1) - self.window + 1
         if self.window_place == "random":
             return draw(places)
         if self.window_place == "sliding":

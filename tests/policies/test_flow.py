@@ -251,9 +251,11 @@ def test_windows_by_name():
     draw = {3: 2, 4: 1}.__getitem__
     fixed = ScheduledFlowConfig(train_steps=5, window=2, window_start=1)
     anywhere = ScheduledFlowConfig(train_steps=5, window=2, window_place="random")
-    assert [c.first_stochastic(7, draw) for c in (fixed, anywhere)] == [1, 2]
+    early = ScheduledFlowConfig(train_steps=8, window=2, window_place="random", window_end=5)
+    # Windows of 2 in the first 4 of 5 steps have 3 places, in the first 5 of 8 steps 4.
+    assert [c.first_stochastic(7, draw) for c in (fixed, anywhere, early)] == [1, 2, 1]
     for settings in ({"window_place": "random"}, {"window_place": "sliding", "window": 2, "window_start": 1},
-                     {"window_every": 0}, {"window_stride": 0}):  # fmt: skip
+                     {"window_every": 0}, {"window_stride": 0}, {"window": 2, "window_end": 1}, {"window_end": 10}):  # fmt: skip
         with pytest.raises(ValueError, match="flow: "):
             ScheduledFlowConfig(**settings)
 

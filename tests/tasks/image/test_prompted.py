@@ -17,10 +17,13 @@ from rlflow.cli import app
 from rlflow.config import ConfigError, resolve
 from rlflow.policies.flow_config import ScheduledFlowConfig
 from rlflow.random import Noise, generator
+from rlflow.registry import entries
 from rlflow.store import Store, ensure_experiment, history, search_runs
 from rlflow.testing import TaskCheck, task_checks
+from tasks.image import prompted
 from tasks.image.pipelines.settings import JudgeSettings, ModelSettings, TrainedSettings
 from tasks.image.prompted import Prompted
+from tasks.image.rewards.registry import REWARDS
 from tests.tasks.image.tiny_pipelines import save_sd3
 
 pytest_plugins = ("tests.mlflow_fixtures",)
@@ -224,3 +227,36 @@ def test_every_algorithm_trains(store: Store, folder: Path, tmp_path: Path, algo
     (seed,) = search_runs(store, ensure_experiment(store, "train@1"), {"kind": "seed"})
     errors = [p.value for p in history(store, seed.info.run_id, "update/first_ratio_error")]
     assert errors in ([], [0.0])
+
+
+ALGORITHMS = ("flow_grpo", "fpo", "flowrl", "ppo", "reinforce_pp")
+PRESETS = {name for name, entry in entries("task").items() if entry.target == "tasks.image.prompted:Prompted"}
+
+
+def test_every_preset_is_a_task_of_its_own() -> None:
+    folder = Path(prompted.__file__).parent / "presets"
+    of_models = {f"image/{path.stem}" for path in folder.glob("*.yaml")} - {"image/shapes", "image/text"}
+    assert of_models == PRESETS
+    assert len(PRESETS) == 6
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_are_parsed(name: str) -> None:
+    for algorithm in ALGORITHMS:
+        config = resolve(algorithm, name)
+        task, update = config.task, config.update
+        assert isinstance(task, Prompted)
+        assert task.name == name
+        assert update.micro_batch % task.rows_per_pass == 0
+        # Optimiser batches of each device are whole micro-batches.
+        rows = task.rows_per_rollout // config.trainer.devices // (update.updates_per_rollout // update.epochs)
+        assert rows % update.micro_batch == 0
+    if name != "image/prompted":
+        assert task.model.path
+        assert set(task.rewards) <= set(REWARDS)
+        header = (Path(prompted.__file__).parent / "presets" / f"{name.partition('/')[2]}.yaml").read_text()
+        assert "Not run here" in header
+        # The command of the header is a command.
+        command = next(line for line in header.splitlines() if "rlflow train" in line).split()
+        resolve(command[3], command[4], command[5:])
+        assert command[4] == name
