@@ -41,7 +41,7 @@ def pretrain_text(out: Path, seed: int, config: PretrainConfig | None = None) ->
 
 def text_config() -> PretrainConfig:
     """Settings of the shipped base."""
-    return PretrainConfig(steps=900, wrong_caption_steps=200, wrong_caption_fraction=0.15, log_every=350)
+    return PretrainConfig(steps=550, wrong_caption_steps=200, wrong_caption_fraction=0.45, log_every=350)
 
 
 @torch.no_grad()

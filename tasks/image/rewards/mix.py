@@ -71,8 +71,8 @@ class RewardMix:
 
         Returns:
             `sum`: the weighted sum of the raw scores. `per_reward`: the weighted sum of
-            `(r - mean_g) / (std_g + 1e-6)` of each reward in its group (the first step of GDPO, arXiv 2601.05242), so that a
-            reward with a wide range does not drown the others; what follows, such as whitening, is the algorithm's.
+            `(r - mean_g) / (std_g + 1e-6)` of each reward in its group (the first step of GDPO, arXiv 2601.05242), so
+            that a reward with a wide range does not drown the others; whitening the sum is the algorithm's.
 
         Raises:
             RewardError: A reward failed; names it and the prompt.
@@ -133,14 +133,15 @@ def normalised(values: Tensor, group: Tensor) -> Tensor:
     Raises:
         ValueError: A group has a single member, which no difference can be measured in.
     """
-    _, index, sizes = group.unique(return_inverse=True, return_counts=True)
+    _, index, sizes = torch.unique(group, return_inverse=True, return_counts=True)
     if int(sizes.min()) < 2:
         raise ValueError("normalise=per_reward: expected groups of at least 2 images; raise task.group_size or use sum")
     zero = torch.zeros(len(sizes))
     mean = zero.index_add(0, index, values) / sizes
     centred = values - mean[index]
     std = (zero.index_add(0, index, centred.square()) / sizes).sqrt()
-    return centred / (std[index] + _EPSILON)
+    scaled: Tensor = centred / (std[index] + _EPSILON)
+    return scaled
 
 
 def open_rewards(spec: Mapping[str, Mapping[str, Any] | float], normalise: Normalise = "sum") -> RewardMix:

@@ -42,8 +42,10 @@ def make_reward(name: str, settings: Mapping[str, Any]) -> Reward:
         raise UnknownNameError(f"reward {name!r}: {target} cannot be imported: {error}") from error
     if not (isinstance(kind, type) and issubclass(kind, Reward)):
         raise TypeError(f"reward {name!r}: expected a class that derives from Reward, found {kind!r}")
-    known = [f.name for f in fields(kind) if f.init] if is_dataclass(kind) else None
-    for key in settings if known is not None else ():
-        if key not in known:
-            raise ValueError(f"reward {name!r}: unknown setting {key!r}{did_you_mean(key, known)}")
-    return kind(**settings)
+    if is_dataclass(kind):
+        known = [f.name for f in fields(kind) if f.init]
+        for key in settings:
+            if key not in known:
+                raise ValueError(f"reward {name!r}: unknown setting {key!r}{did_you_mean(key, known)}")
+    reward: Reward = kind(**settings)
+    return reward

@@ -94,7 +94,10 @@ def test_a_held_out_reward_is_in_the_evaluation_only():
         (torch.zeros(3), r"reward 'bad': expected a tensor \[4\], found \[3\] \(the first for prompt 'prompt 0'\)"),
         (torch.zeros(4, 1), r"expected a tensor \[4\], found \[4, 1\]"),
         ([0.0] * 4, "found list"),
-        (torch.tensor([0, 1, float("nan"), 1]), "reward 'bad': expected finite scores, found nan for prompt 'prompt 2'"),
+        (
+            torch.tensor([0, 1, float("nan"), 1]),
+            "reward 'bad': expected finite scores, found nan for prompt 'prompt 2'",
+        ),
         (torch.tensor([0, float("inf"), 0, 1]), "found inf for prompt 'prompt 1'"),
         (OSError("disk gone"), "reward 'bad' failed on 4 images, the first for prompt 'prompt 0': OSError: disk gone"),
         (RewardError("no target", 3), "reward 'bad' failed on prompt 'prompt 3': RewardError: no target"),
@@ -114,7 +117,7 @@ def test_a_bad_answer_stops_with_names(answer, message, thread, monkeypatch):
 def test_broken_images_name_their_prompt(value):
     images = IMAGES.clone()
     images[2, 1, 3, 3] = value
-    with pytest.raises(RewardError, match="1 of 4 images are not finite .* the first is for prompt 'prompt 2'"):
+    with pytest.raises(RewardError, match=r"1 of 4 images are not finite .* the first is for prompt 'prompt 2'"):
         RewardMix([part("a", Fixed(answer=torch.zeros(4)))])(images, PROMPTS)
 
 
