@@ -250,7 +250,7 @@ class Prompted(Task):
 
     @cached_property
     def _catalogue(self) -> tuple[Prompt, ...]:
-        return self._training.prompts + self._frozen.prompts
+        return (*self._training.prompts, *self._frozen.prompts)
 
     @cached_property
     def _mix(self) -> RewardMix:

@@ -254,8 +254,9 @@ def test_windows_by_name():
     early = ScheduledFlowConfig(train_steps=8, window=2, window_place="random", window_end=5)
     # Windows of 2 in the first 4 of 5 steps have 3 places, in the first 5 of 8 steps 4.
     assert [c.first_stochastic(7, draw) for c in (fixed, anywhere, early)] == [1, 2, 1]
-    for settings in ({"window_place": "random"}, {"window_place": "sliding", "window": 2, "window_start": 1},
-                     {"window_every": 0}, {"window_stride": 0}, {"window": 2, "window_end": 1}, {"window_end": 10}):  # fmt: skip
+    places = [{"window_place": "random"}, {"window_place": "sliding", "window": 2, "window_start": 1}]
+    sizes = [{"window_every": 0}, {"window_stride": 0}, {"window": 2, "window_end": 1}, {"window_end": 10}]
+    for settings in places + sizes:
         with pytest.raises(ValueError, match="flow: "):
             ScheduledFlowConfig(**settings)
 

@@ -93,11 +93,11 @@ def build_denoiser(
 
 
 def save_trained(denoiser: nn.Module, folder: Path) -> None:
-    """Write `denoiser` for diffusers: a LoRA for `load_lora_weights`, or a transformer for `from_pretrained`."""
+    """Write `denoiser` for diffusers: a LoRA for `load_lora_weights`, or a transformer in its folder of a pipeline."""
     assert isinstance(denoiser, Denoiser)
     transformer: Any = denoiser.transformer
     if not isinstance(denoiser, AdaptedDenoiser):
-        transformer.save_pretrained(folder)
+        transformer.save_pretrained(folder / "transformer")
         return
     from diffusers.training_utils import _collate_lora_metadata
     from peft import get_peft_model_state_dict

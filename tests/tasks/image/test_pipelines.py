@@ -30,9 +30,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: str(save(tmp_path_factory.mktemp(name))) for name, save in SAVERS.items()}
 
 
-def embeddings(model: str, texts: list[str] = PROMPTS, negative: str = "blurry", size: int = 32) -> PromptEmbeddings:
-    adapter = open_adapter(model, "float32", height=size, width=2 * size, max_tokens=40, offload=True)
-    return PromptEmbeddings(adapter, texts, negative, limit=8)
+def embeddings(model: str, texts: list[str] = PROMPTS, dtype: str = "float32") -> PromptEmbeddings:
+    adapter = open_adapter(model, dtype, height=32, width=64, max_tokens=40, offload=True)
+    return PromptEmbeddings(adapter, texts, "blurry", limit=8)
 
 
 def denoiser(kept: PromptEmbeddings, model: str, **changes: Any) -> Denoiser:
@@ -123,6 +123,30 @@ def test_replay_of_a_trajectory_repeats_its_likelihoods(models: dict[str, str], 
     assert (flow.log_prob(rollout.replace()) - rollout.old_log_prob).abs().max() > 0
 
 
+@pytest.mark.parametrize("name", SAVERS)
+def test_around_a_bfloat16_model_everything_else_is_float32(models: dict[str, str], name: str) -> None:
+    kept = embeddings(models[name], dtype="bfloat16")
+    actor = denoiser(kept, models[name], dtype="bfloat16")
+    nudge(actor)
+    flow = policy(actor, ScheduledFlowConfig(train_steps=4, window=2, noise_level=0.7))
+    rollout = roll(flow, torch.tensor([0, 1, 2]))
+    dtypes = {"frozen": set(), "trained": set()}
+    for parameter in actor.parameters():
+        dtypes["trained" if parameter.requires_grad else "frozen"].add(parameter.dtype)
+    assert dtypes == {"frozen": {torch.bfloat16}, "trained": {torch.float32}}
+    assert {x.dtype for x in rollout.action.values()} == {torch.float32}
+    assert {p.dtype for p in kept.adapter.pipeline.vae.parameters()} == {torch.float32}
+    assert kept.adapter.decode(rollout.action["sample"][:, 0], 2).dtype == torch.float32
+    log_prob = flow.log_prob(rollout)
+    assert (log_prob - rollout.action["log_prob"]).abs().max() == 0
+    log_prob.sum().backward()
+    gradients = {name: p.grad for name, p in actor.named_parameters() if p.requires_grad and p.grad is not None}
+    assert all(bool(torch.isfinite(g).all()) for g in gradients.values())
+    # What reads the image; the text side of a last block may lead nowhere.
+    assert all(bool(g.any()) for name, g in gradients.items() if "to_q" in name or "to_v" in name)
+    assert sum("to_q" in name for name in gradients) >= 2
+
+
 def roll(flow: FlowPolicy, prompts: torch.Tensor) -> Rollout:
     context = {"prompt": prompts}
     with torch.no_grad():
@@ -203,7 +227,7 @@ def test_a_transformer_trained_in_full_is_saved_for_diffusers(models: dict[str, 
     actor = denoiser(embeddings(models["sd3"]), models["sd3"], lora_rank=0)
     nudge(actor)
     save_trained(actor, tmp_path)
-    loaded = SD3Transformer2DModel.from_pretrained(tmp_path).state_dict()
+    loaded = SD3Transformer2DModel.from_pretrained(tmp_path, subfolder="transformer").state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in actor.transformer.state_dict().items())
 
 

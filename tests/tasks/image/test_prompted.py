@@ -23,7 +23,7 @@ from rlflow.testing import TaskCheck, task_checks
 from tasks.image import prompted
 from tasks.image.pipelines.settings import JudgeSettings, ModelSettings, TrainedSettings
 from tasks.image.prompted import Prompted
-from tasks.image.rewards.registry import REWARDS
+from tasks.image.rewards import open_rewards
 from tests.tasks.image.tiny_pipelines import save_sd3
 
 pytest_plugins = ("tests.mlflow_fixtures",)
@@ -192,7 +192,7 @@ def run(*words: str) -> str:
     return result.output
 
 
-def test_train_resume_and_export_to_diffusers(store: Store, folder: Path, tmp_path: Path) -> None:
+def test_train_sample_and_export_to_diffusers(store: Store, folder: Path, tmp_path: Path) -> None:
     results = ["--results", str(store.lock_path.parent)]
     words = arguments(folder, "flow_grpo", tmp_path / "run", "trainer.budget=16", "algorithm.beta=0.04")
     assert "finished" in run(*words, *results)
@@ -210,23 +210,35 @@ def test_train_resume_and_export_to_diffusers(store: Store, folder: Path, tmp_pa
     lora = tmp_path / "exported" / "pytorch_lora_weights.safetensors"
     # 17 thousand trained numbers at most, not the model.
     assert lora.stat().st_size < 100_000
-
-    from diffusers import StableDiffusion3Pipeline
-
-    pipeline = StableDiffusion3Pipeline.from_pretrained(folder / "model")
-    pipeline.load_lora_weights(lora.parent)
-    pipeline.set_progress_bar_config(disable=True)
     output = run("sample", str(tmp_path / "run"), "--out", str(tmp_path / "samples"))
     assert "images.png" in output
+    # The example of the page, at this model's size.
+    page = (Path(prompted.__file__).parents[2] / "docs" / "image.md").read_text()
+    example = page.partition("```python\n")[2].partition("```")[0]
+    for written, meant in (
+        ("stabilityai/stable-diffusion-3.5-medium", str(folder / "model")), ("exported", str(lora.parent)),
+        ("image.png", str(tmp_path / "image.png")), ("512", "16"), (".to(\"cuda\")", ""), ("bfloat16", "float32"),
+    ):  # fmt: skip
+        assert written in example
+        example = example.replace(written, meant)
+    exec(example, {})
+    assert (tmp_path / "image.png").exists()
 
 
-@pytest.mark.parametrize("algorithm", ["fpo", "ppo", "flowrl", "reinforce_pp"])
-def test_every_algorithm_trains(store: Store, folder: Path, tmp_path: Path, algorithm: str) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "rank"), [("fpo", 2), ("ppo", 2), ("flowrl", 2), ("reinforce_pp", 2), ("fpo", 0)]
+)
+def test_every_algorithm_trains(store: Store, folder: Path, tmp_path: Path, algorithm: str, rank: int) -> None:
     results = ["--results", str(store.lock_path.parent)]
-    assert "finished" in run(*arguments(folder, algorithm, tmp_path / "run", "trainer.budget=8"), *results)
+    words = arguments(folder, algorithm, tmp_path / "run", "trainer.budget=8", f"task.trained.lora_rank={rank}")
+    assert "finished" in run(*words, *results)
     (seed,) = search_runs(store, ensure_experiment(store, "train@1"), {"kind": "seed"})
     errors = [p.value for p in history(store, seed.info.run_id, "update/first_ratio_error")]
     assert errors in ([], [0.0])
+    if rank == 0:
+        run("export", str(tmp_path / "run"), "--out", str(tmp_path / "exported"))
+        files = {path.name for path in (tmp_path / "exported" / "transformer").iterdir()}
+        assert files == {"config.json", "diffusion_pytorch_model.safetensors"}
 
 
 ALGORITHMS = ("flow_grpo", "fpo", "flowrl", "ppo", "reinforce_pp")
@@ -253,7 +265,7 @@ def test_presets_are_parsed(name: str) -> None:
         assert rows % update.micro_batch == 0
     if name != "image/prompted":
         assert task.model.path
-        assert set(task.rewards) <= set(REWARDS)
+        open_rewards(task.rewards, task.normalise).close()
         header = (Path(prompted.__file__).parent / "presets" / f"{name.partition('/')[2]}.yaml").read_text()
         assert "Not run here" in header
         # The command of the header is a command.
