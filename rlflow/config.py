@@ -121,7 +121,18 @@ def _schema(algorithm_class: type, task_class: type) -> DictConfig:
     for section in SECTIONS:
         OmegaConf.set_readonly(schema[section], False)
     OmegaConf.set_struct(schema, True)
+    _free_mappings(schema)
     return schema
+
+
+def _free_mappings(node: DictConfig) -> None:
+    """Let mapping fields (`dict[str, ...]`) take keys of their own; a dataclass keeps to its fields."""
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            if OmegaConf.get_type(child) is dict and child is not node:
+                OmegaConf.set_struct(child, False)
+            _free_mappings(child)
 
 
 def _merge(base: DictConfig, layer: Mapping[str, Any], schema: DictConfig) -> DictConfig:

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from rlflow.doctor import EXTRAS
-from rlflow.task import Acting, Acts, Evaluation
+from rlflow.task import Acting, Acts, Evaluation, Saves
 from rlflow.trainer import Loop
 
 WEIGHTS = "policy.safetensors"
@@ -61,6 +61,8 @@ def export(loop: Loop, evaluation: Evaluation, folder: Path) -> Exported:
             difference = _network(loop, unfinished / NETWORK)
             tensors = {key: value.contiguous() for key, value in loop.policy.state_dict().items()}
             (unfinished / WEIGHTS).write_bytes(save(tensors))
+            if isinstance(loop.task, Saves):
+                loop.task.save(loop.policy, unfinished)
         (unfinished / CONFIG).write_text(json.dumps(loop.config.resolved, indent=1) + "\n", encoding="utf-8")
         (unfinished / CARD).write_text(card(loop, evaluation, difference is not None), encoding="utf-8")
         unfinished.rename(folder)

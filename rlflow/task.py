@@ -182,6 +182,15 @@ class Acts(Protocol):
 
 
 @runtime_checkable
+class Saves(Protocol):
+    """A task whose policies have a format of their own, which `rlflow export` writes beside its own files."""
+
+    def save(self, policy: Policy, folder: Path) -> None:
+        """Write the policy into the folder, which exists."""
+        ...
+
+
+@runtime_checkable
 class Pretrains(Protocol):
     """A task class whose policy starts from a base that the task can make anew (`rlflow pretrain TASK`)."""
 

@@ -6,6 +6,8 @@ leave an SDE trajectory behind (its transitions are the K refinement steps); wit
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +27,8 @@ class FlowPolicy(Policy):
     `probe_eps [B, T, N, *A]` and `probe_time [B, T, N]`.
     """
 
+    iteration: Tensor
+
     def __init__(
         self,
         actor: nn.Module,
@@ -36,6 +40,7 @@ class FlowPolicy(Policy):
         partition: nn.Module | None = None,
         normaliser: RunningNorm | None = None,
         reference: str = "initial",
+        grid: Callable[[int], Tensor] | None = None,
     ) -> None:
         """Wrap networks.
 
@@ -48,6 +53,7 @@ class FlowPolicy(Policy):
             partition: Context rows to `[n]`, log Z.
             normaliser: Statistics of `context["observation"]`, updated at the end of each iteration.
             reference: See `Policy`.
+            grid: Number of steps to times `[steps + 1]` from 1 to 0; None means `linspace_shift`.
         """
         super().__init__(requires, reference)
         self.actor = actor
@@ -56,6 +62,9 @@ class FlowPolicy(Policy):
         self.critic = critic
         self.partition = partition
         self.normaliser = normaliser
+        self.grid = grid
+        if config.counts_iterations:
+            self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
         self.freeze_reference()
 
     @property
@@ -150,11 +159,14 @@ class FlowPolicy(Policy):
     def end_iteration(self, rollout: Rollout) -> None:
         """Move the behaviour reference and take the rollout's observations into the statistics."""
         super().end_iteration(rollout)
+        if self.config.counts_iterations:
+            self.iteration += 1
         if self.normaliser is not None:
             self.normaliser.update(rollout.context["observation"])
 
     def _grid(self, num_steps: int, noise: Noise) -> Tensor:
-        return time_grid(num_steps, self.config.shift).to(noise.device)
+        made = time_grid(num_steps, self.config.shift) if self.grid is None else self.grid(num_steps)
+        return made.to(noise.device)
 
     def _evaluated(self, velocity: Velocity, x: Tensor, noise: Noise) -> Tensor:
         c, grid = self.config, self._grid(self.config.eval_steps, noise)
@@ -166,7 +178,7 @@ class FlowPolicy(Policy):
         """Deterministic steps around a stochastic window; every stochastic transition is recorded."""
         c = self.config
         length = c.window or c.train_steps - 1
-        start = c.window_start if c.window_start >= 0 else noise.integer(c.train_steps - length)
+        start = c.first_stochastic(int(self.iteration) if c.counts_iterations else 0, noise.integer)
         latents, log_probs = [x], []
         for k in range(c.train_steps):
             s, s_next = (grid[i].expand(x.shape[0]) for i in (k, k + 1))

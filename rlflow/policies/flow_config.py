@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,3 +61,70 @@ class FlowConfig:
                 f"flow: the window [{self.window_start}, {last}) must end before the last of {self.train_steps} "
                 "training steps (it is almost deterministic); lower window or window_start"
             )
+
+    @property
+    def counts_iterations(self) -> bool:
+        """Whether the window's place depends on the iteration."""
+        return False
+
+    def first_stochastic(self, iteration: int, draw: Callable[[int], int]) -> int:
+        """First step of the window in this iteration; `draw(n)` gives an integer below n."""
+        if self.window_start >= 0:
+            return self.window_start
+        return draw(self.train_steps - (self.window or self.train_steps - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledFlowConfig(FlowConfig):
+    """A flow policy with named time grids and places of its window; apart, since each field names a cell anew.
+
+    Attributes:
+        grid: `linspace_shift`, evenly spaced and shifted by `shift`; `diffusers`, the pretrained pipeline's own
+            sigmas for as many steps, with its dynamic shift, for which `shift` is not used.
+        window_place: `fixed`, at `window_start`; `random`, anywhere before the last step; `sliding`, from the first
+            step on towards the data, where it stays (after MixGRPO, arXiv 2507.21802).
+        window_every: Iterations after which a sliding window moves. Too few: no place learns enough; too many: the
+            budget ends before the late steps are trained.
+        window_stride: Steps that it moves by.
+        window_end: Steps before which a random or sliding window ends (0 = all but the last). Low-noise steps move
+            the image little and their likelihoods round worst.
+    """
+
+    grid: Literal["linspace_shift", "diffusers"] = "diffusers"
+    window_place: Literal["fixed", "random", "sliding"] = "fixed"
+    window_every: int = 25
+    window_stride: int = 1
+    window_end: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the window's place."""
+        super().__post_init__()
+        if min(self.window_every, self.window_stride) < 1:
+            raise ValueError(
+                f"flow: expected window_every >= 1 and window_stride >= 1, found {self.window_every} and "
+                f"{self.window_stride}"
+            )
+        if self.window_place != "fixed" and (self.window == 0 or self.window_start != 0):
+            raise ValueError(
+                f"flow: a {self.window_place} window needs window >= 1 and window_start = 0, found {self.window} and "
+                f"{self.window_start}"
+            )
+        if self.window_end and not self.window <= self.window_end < self.train_steps:
+            raise ValueError(
+                f"flow: expected window_end between window = {self.window} and train_steps - 1 = "
+                f"{self.train_steps - 1}, found {self.window_end}"
+            )
+
+    @property
+    def counts_iterations(self) -> bool:
+        """Where the window slides."""
+        return self.window_place == "sliding"
+
+    def first_stochastic(self, iteration: int, draw: Callable[[int], int]) -> int:
+        """First step of the window in this iteration, by `window_place`."""
+        places = (self.window_end or self.train_steps - 1) - self.window + 1
+        if self.window_place == "random":
+            return draw(places)
+        if self.window_place == "sliding":
+            return min(iteration // self.window_every * self.window_stride, places - 1)
+        return super().first_stochastic(iteration, draw)

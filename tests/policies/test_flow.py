@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from rlflow.flow_matching import sde_step
+from rlflow.flow_matching import sde_step, time_grid
 from rlflow.policies.flow import FlowPolicy
-from rlflow.policies.flow_config import FlowConfig
+from rlflow.policies.flow_config import FlowConfig, ScheduledFlowConfig
 from rlflow.policies.heads import ContextHead, RunningNorm
 from rlflow.random import Noise, generator
 from rlflow.toy import ToyVelocity
@@ -231,3 +231,38 @@ def test_heads_read_normalised_observations_that_move_at_the_end_of_an_iteration
     assert torch.allclose(policy.value(rollout), torch.tensor([[-1.0], [1.0]]), atol=ROUNDED)
     assert torch.allclose(policy.log_partition(rollout), torch.tensor([[-2.0], [2.0]]), atol=ROUNDED)
     assert not torch.allclose(policy.log_prob(rollout.replace()), old)
+
+
+def test_a_sliding_window_moves_with_the_iteration_and_stays_before_the_last_step():
+    config = ScheduledFlowConfig(train_steps=5, window=2, window_place="sliding", window_every=2, window_stride=1)
+    policy = make(config, grid=lambda steps: time_grid(steps))
+    rollout, starts = roll(policy), []
+    for _ in range(10):
+        starts.append(round(float(roll(policy).action["times"][0, 0, 0]), 1))
+        policy.end_iteration(rollout)
+    # Steps of .2 from 1; the window [2, 4) is the last one before the final step.
+    assert starts == [1.0, 1.0, 0.8, 0.8, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6]
+    resumed = make(config)
+    resumed.load_state_dict(policy.state_dict())
+    assert int(resumed.iteration) == 10
+
+
+def test_windows_by_name():
+    draw = {3: 2, 4: 1}.__getitem__
+    fixed = ScheduledFlowConfig(train_steps=5, window=2, window_start=1)
+    anywhere = ScheduledFlowConfig(train_steps=5, window=2, window_place="random")
+    early = ScheduledFlowConfig(train_steps=8, window=2, window_place="random", window_end=5)
+    # Windows of 2 in the first 4 of 5 steps have 3 places, in the first 5 of 8 steps 4.
+    assert [c.first_stochastic(7, draw) for c in (fixed, anywhere, early)] == [1, 2, 1]
+    places = [{"window_place": "random"}, {"window_place": "sliding", "window": 2, "window_start": 1}]
+    sizes = [{"window_every": 0}, {"window_stride": 0}, {"window": 2, "window_end": 1}, {"window_end": 10}]
+    for settings in places + sizes:
+        with pytest.raises(ValueError, match="flow: "):
+            ScheduledFlowConfig(**settings)
+
+
+def test_a_policy_follows_the_grid_that_it_is_given():
+    policy = make(grid=lambda steps: torch.linspace(1, 0, steps + 1) ** 2)
+    # (1 - k/5)^2 for the 4 stochastic steps of 5
+    assert torch.allclose(roll(policy).action["times"][0, 0], torch.tensor([1, 0.64, 0.36, 0.16, 0.04]), atol=EXACT)
+    assert not any("iteration" in name for name in make().state_dict())
