@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from tasks.reasoning.verdict import Verdict
+
 Failure = Literal["unfinished", "format", "nsteps", "pool", "chain", "arith", "gap", "target"]
 FAILURES: tuple[Failure, ...] = get_args(Failure)
 
@@ -64,19 +66,6 @@ class Puzzle:
         if match is None:
             raise ValueError(f"prompt: expected four digits, a target and '>' as in '4371:14>', found {prompt!r}")
         return cls(pool=tuple(map(int, match[1])), target=int(match[2]))
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the verifier says: the first failure, or None with the canonical form of the solution."""
-
-    failure: Failure | None
-    canonical: str | None = None
-
-    @property
-    def correct(self) -> bool:
-        """Whether the completion solves the puzzle."""
-        return self.failure is None
 
 
 def verify(puzzle: Puzzle, completion: str, finished: bool = True) -> Verdict:

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.reasoning import pretrain
+from tasks.reasoning import countdown_pretrain
+from tasks.reasoning.character_model import EOS_ID, character_config, fresh_model
 from tasks.reasoning.countdown import Countdown
-from tasks.reasoning.countdown_model import EOS_ID, countdown_config, countdown_model, countdown_tokenizer
+from tasks.reasoning.countdown_pretrain import CHARACTERS, ChainSource, countdown_tokenizer, train_base
 from tasks.reasoning.countdown_puzzle import Puzzle, verify
-from tasks.reasoning.pretrain import IGNORED_LABEL, ChainSource, encode, train_base
+from tasks.reasoning.pretrain import IGNORED_LABEL, encode
 
 
 @pytest.mark.parametrize(("wrong_fraction", "right"), [(0.0, 200), (1.0, 0)])
@@ -39,9 +40,11 @@ def test_training_is_repeatable() -> None:
 
 
 def test_pretraining_writes_a_base_that_the_task_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = countdown_model(countdown_config(hidden_size=32, num_layers=1, intermediate_size=32), seed=0)
-    monkeypatch.setattr(pretrain, "train_base", lambda seed: tiny)
-    monkeypatch.setattr(pretrain, "Countdown", partial(Countdown, evaluation_prompts=2, evaluation_samples=32))
+    tiny = fresh_model(character_config(CHARACTERS, hidden_size=32, num_layers=1, intermediate_size=32), seed=0)
+    monkeypatch.setattr(countdown_pretrain, "train_base", lambda seed: tiny)
+    monkeypatch.setattr(
+        countdown_pretrain, "Countdown", partial(Countdown, evaluation_prompts=2, evaluation_samples=32)
+    )
     metrics = Countdown.pretrain(tmp_path, 0)
     # Random weights never write a derivation.
     assert metrics["score"] == 0.0

@@ -10,13 +10,18 @@ from rlflow.policies.causal_lm import LMConfig
 from rlflow.random import Noise, generator
 from rlflow.rollout import Rollout
 from rlflow.testing import TaskCheck, task_checks
-from tasks.reasoning.countdown import BASE_PASS_AT_1, Countdown
+from tasks.reasoning.character_model import EOS_ID, PAD_ID
+from tasks.reasoning.checkpoint import Checkpoint
+from tasks.reasoning.countdown import BASE_FOLDER, BASE_PASS_AT_1, Countdown
 from tasks.reasoning.countdown_data import held_out_pools, training_puzzle
-from tasks.reasoning.countdown_model import EOS_ID, PAD_ID, shipped_base
 from tasks.reasoning.countdown_puzzle import FAILURES, Puzzle
 
 EXACT = 1e-12
 SAMPLING_ERROR = 0.03
+
+
+def shipped_base() -> Checkpoint:
+    return Checkpoint.open(BASE_FOLDER)
 
 
 def small() -> Countdown:
@@ -43,7 +48,7 @@ def written(task: Countdown, prompt: str, completions: list[str]) -> Rollout:
         reward=torch.zeros(mask.shape),
         terminated=none,
         boundary=none,
-        extras={"puzzles": [Puzzle.parse(prompt)] * len(rows)},
+        extras={"problems": [Puzzle.parse(prompt)] * len(rows)},
     )
 
 
@@ -118,7 +123,7 @@ def test_evaluation_draws_do_not_depend_on_the_size_of_a_pass(monkeypatch: pytes
     task = small()
     policy = task.build_policy(frozenset())
     whole = task.evaluate(policy, noise())
-    monkeypatch.setattr("tasks.reasoning.countdown.EVALUATION_ROWS", 16)
+    monkeypatch.setattr("tasks.reasoning.language.EVALUATION_ROWS", 16)
     assert task.evaluate(policy, noise()).items == whole.items
 
 

@@ -1,0 +1,189 @@
+"""What every task of verified texts shares: prompts to completions, verdicts to rewards, and the frozen evaluation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from rlflow.policies.causal_lm import CausalLMPolicy, LMConfig
+from rlflow.policy import Policy
+from rlflow.random import Noise, generator
+from rlflow.rollout import Rollout
+from rlflow.task import Evaluation, Task
+from tasks.reasoning.report import answer_metrics, evaluation
+from tasks.reasoning.verdict import Completion, Judged, Problem, Verdict
+
+if TYPE_CHECKING:
+    from tasks.reasoning.checkpoint import Checkpoint
+
+EVALUATION_SEED = 20_250_101
+# Rows of one evaluation forward; 512 keep the key-value cache of the shipped bases near 70 MB.
+EVALUATION_ROWS = 512
+
+P = TypeVar("P", bound=Problem)
+
+
+@dataclass(kw_only=True)
+class LanguageTask(Task, ABC, Generic[P]):
+    """A causal LM writes a text, a verifier says what is wrong with it; 1 for a correct text, 0 for any other.
+
+    A subclass names its problems and verifies completions; it may encode prompts in its own way.
+
+    Attributes:
+        failures: Every failure that a verdict may name; logged as fractions.
+        shipped_base: Folder of the base that comes with the package; None where `base` must be given.
+        has_answers: Whether verdicts carry final answers, so that votes and the variety of texts are reported too.
+        groups_per_rollout: Prompts per iteration.
+        group_size: Completions per prompt.
+        base: Folder or hub id of a causal LM with its tokenizer; empty means the shipped base.
+        lm: Sampling and likelihood. Too small a `max_new_tokens` cuts completions (`unfinished`).
+        evaluation_prompts: Prompts of the frozen set to use, from its start. Fewer than 150: a noisy score.
+        evaluation_samples: Completions per prompt; pass@k is reported for k up to this.
+        rarefied_size: Correct samples at which variety is compared. Too high: few prompts have that many.
+    """
+
+    policies: ClassVar[dict[str, str]] = {"causal_lm": "causal_lm"}
+    failures: ClassVar[tuple[str, ...]]
+    shipped_base: ClassVar[Path | None] = None
+    has_answers: ClassVar[bool] = False
+
+    groups_per_rollout: int = 32
+    group_size: int = 8
+    base: str = ""
+    lm: LMConfig = field(default_factory=LMConfig)
+    evaluation_prompts: int = 150
+    evaluation_samples: int = 32
+    rarefied_size: int = 4
+
+    @abstractmethod
+    def training_problem(self, start: int) -> P:
+        """The problem of one id of `starts`; raises IndexError where there is none."""
+
+    @abstractmethod
+    def evaluation_problems(self) -> Sequence[P]:
+        """The frozen set, whole and in its order."""
+
+    @abstractmethod
+    def verify(self, problems: Sequence[P], completions: Sequence[Completion]) -> list[Verdict]:
+        """One verdict per completion of the problem at its place; raises where a verdict cannot be reached."""
+
+    def encode(self, problems: Sequence[P]) -> tuple[Tensor, Tensor]:
+        """Left-padded prompts `[B, C]` int64 and their mask `[B, C]`."""
+        return self.checkpoint.encode([problem.prompt for problem in problems])
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that the frozen set or the metrics cannot serve."""
+        available = len(self.evaluation_problems())
+        if not 1 <= self.evaluation_prompts <= available:
+            raise ValueError(f"task.evaluation_prompts: expected 1-{available}, found {self.evaluation_prompts}")
+        if self.evaluation_samples < 1 or self.rarefied_size < 1:
+            raise ValueError(
+                "task.evaluation_samples and task.rarefied_size: expected at least 1, found "
+                f"{self.evaluation_samples} and {self.rarefied_size}"
+            )
+
+    @property
+    def policy_kind(self) -> str:
+        """Always a causal LM."""
+        return "causal_lm"
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The base, opened once."""
+        source = self.base or self.shipped_base
+        if not source:
+            raise ValueError(
+                f"task.base: expected a folder or a hub id of a causal LM, found nothing, and {self.name} ships none; "
+                "give task.base=FOLDER or task.base=ORGANISATION/MODEL"
+            )
+        return _open(str(source))
+
+    def build_policy(self, requires: frozenset[str]) -> Policy:
+        """The base with the heads that `requires` names."""
+        checkpoint = self.checkpoint
+        return CausalLMPolicy(
+            checkpoint.load_model(),
+            self.lm,
+            requires=requires,
+            eos_id=checkpoint.eos_id,
+            pad_id=checkpoint.pad_id,
+            banned_ids=checkpoint.banned_ids,
+        )
+
+    def rollout(self, policy: Policy, starts: Tensor, noise: Noise) -> Rollout:
+        """Complete each prompt `group_size` times; rows are cut at the longest completion of the batch."""
+        asked = [self.training_problem(start) for start in starts.tolist() for _ in range(self.group_size)]
+        context = self._context(asked, noise.device)
+        action = policy.sample(context, noise)
+        longest = int(action["mask"].any(dim=0).sum())
+        token, mask = action["token"][:, :longest], action["mask"][:, :longest]  # [B, T]
+        last = _last(mask)
+        return Rollout(
+            context=context,
+            action={"token": token},
+            mask=mask,
+            group=starts.to(noise.device).repeat_interleave(self.group_size),
+            reward=torch.zeros(mask.shape, device=mask.device),
+            terminated=last,
+            boundary=last,
+            metrics={"completion_tokens": float(mask.sum(dim=1).float().mean())},
+            extras={"problems": asked},
+        )
+
+    def score(self, rollout: Rollout) -> Rollout:
+        """1 on the last token of a correct completion; `correct` and each kind of failure are logged as fractions."""
+        completions = self._completions(rollout.action["token"], rollout.mask)
+        verdicts = self.verify(rollout.extras["problems"], completions)
+        correct = torch.tensor([float(v.correct) for v in verdicts], device=rollout.device)  # [B]
+        terms = {"correct": correct}
+        for kind in self.failures:
+            terms[f"failure_{kind}"] = torch.tensor([float(v.failure == kind) for v in verdicts], device=rollout.device)
+        return rollout.replace(reward=_last(rollout.mask) * correct.unsqueeze(1), reward_terms=terms)
+
+    @torch.no_grad()
+    def evaluate(self, policy: Policy, noise: Noise) -> Evaluation:
+        """Sample the frozen set at the training temperature with the same draws at every point of the grid."""
+        asked = self.evaluation_problems()[: self.evaluation_prompts]
+        draws = Noise(generator=generator(EVALUATION_SEED), device=noise.device)
+        prompts_per_pass = max(1, EVALUATION_ROWS // self.evaluation_samples)
+        samples: list[list[Judged]] = []
+        for i in range(0, len(asked), prompts_per_pass):
+            rows = [p for p in asked[i : i + prompts_per_pass] for _ in range(self.evaluation_samples)]
+            action = policy.sample(self._context(rows, noise.device), draws, train=False)
+            completions = self._completions(action["token"], action["mask"])
+            answers = list(zip(completions, self.verify(rows, completions), strict=True))
+            samples += [answers[j : j + self.evaluation_samples] for j in range(0, len(rows), self.evaluation_samples)]
+        result = evaluation(asked, samples, rarefied_size=self.rarefied_size, failures=self.failures)
+        if self.has_answers:
+            answer_metrics(result, asked, samples)
+            result.metrics["temperature"] = self.lm.temperature
+        return result
+
+    def _context(self, asked: Sequence[P], device: torch.device) -> dict[str, Tensor]:
+        prompt, prompt_mask = self.encode(asked)
+        return {"prompt": prompt.to(device), "prompt_mask": prompt_mask.to(device)}
+
+    def _completions(self, token: Tensor, mask: Tensor) -> list[Completion]:
+        written = zip(self.checkpoint.decode(token), mask.sum(dim=1).tolist(), strict=True)
+        return [Completion(text=text, finished=finished, num_tokens=length) for (text, finished), length in written]
+
+
+@cache
+def _open(source: str) -> Checkpoint:
+    # Imports transformers, which takes seconds that a plan or a finished suite need not spend.
+    from tasks.reasoning.checkpoint import Checkpoint
+
+    return Checkpoint.open(source)
+
+
+def _last(mask: Tensor) -> Tensor:
+    """True at the last unmasked decision of each row, `[B, T]`."""
+    after = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+    return mask & ~after
