@@ -25,7 +25,7 @@ from tasks.reasoning import sandbox_inside
 from tasks.reasoning.code_tests import CallTests, CodeTests, StreamTests, Tests
 from tasks.reasoning.sandbox_isolation import Isolation, Limits, kill, require_isolation
 
-Status = Literal["passed", "failed", "error", "timeout", "memory", "output", "killed", "invalid_test"]
+Status = Literal["passed", "failed", "error", "timeout", "memory", "output", "killed", "no_code", "invalid_test"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
 # The interpreter needs this much beyond what problems grant to a program.
@@ -46,7 +46,8 @@ class Verdict:
 
     Attributes:
         status: `passed`; `failed` (a wrong answer); `error` (an exception, or it ended early); `timeout`, `memory`,
-            `output` (a limit); `killed` (a signal); `invalid_test` (the tests are broken, whatever the program does).
+            `output` (a limit); `killed` (a signal); `no_code` (the completion holds no program); `invalid_test` (the
+            tests are broken, whatever the program does).
         detail: One line for people; written in part by the program, so nothing may depend on it.
         num_passed: Calls or cases that were right before the first that was not; 0 for test code.
     """
