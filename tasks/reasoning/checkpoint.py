@@ -9,8 +9,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+# AutoTokenizer reads such a tokenizer as that of the model's family: beside Qwen2 it would lose white space.
+_GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -43,7 +52,9 @@ class Checkpoint:
                 "`save_pretrained` or `rlflow pretrain TASK` wrote, or leave it empty where the task ships a base"
             )
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=is_folder)
+            kind = get_tokenizer_config(source, local_files_only=is_folder).get("tokenizer_class")
+            opener = PreTrainedTokenizerFast if kind in _GENERIC else AutoTokenizer
+            tokenizer = opener.from_pretrained(source, local_files_only=is_folder)
         except OSError as error:
             raise FileNotFoundError(
                 f"task.base: expected a folder with config.json or a repository of the hub, found neither at {source} "

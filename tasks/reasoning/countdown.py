@@ -35,6 +35,11 @@ class Countdown(LanguageTask[Puzzle]):
     name: str = "reasoning/countdown"
     lm: LMConfig = field(default_factory=lambda: LMConfig(max_new_tokens=MAX_COMPLETION_TOKENS))
 
+    def __post_init__(self) -> None:
+        """Refuse sizes that the frozen set or the metrics cannot serve."""
+        super().__post_init__()
+        self.frozen_problems()
+
     @property
     def anchors(self) -> Anchors:
         """pass@1 of the shipped base on the whole frozen set (see CARD.md), and 1 for always right."""

@@ -79,15 +79,23 @@ class LanguageTask(Task, ABC, Generic[P]):
         return self.checkpoint.encode([problem.prompt for problem in problems])
 
     def __post_init__(self) -> None:
-        """Refuse sizes that the frozen set or the metrics cannot serve."""
-        available = len(self.evaluation_problems())
-        if not 1 <= self.evaluation_prompts <= available:
-            raise ValueError(f"task.evaluation_prompts: expected 1-{available}, found {self.evaluation_prompts}")
-        if self.evaluation_samples < 1 or self.rarefied_size < 1:
-            raise ValueError(
-                "task.evaluation_samples and task.rarefied_size: expected at least 1, found "
-                f"{self.evaluation_samples} and {self.rarefied_size}"
-            )
+        """Refuse sizes that no frozen set and no metric can serve."""
+        sizes = {name: getattr(self, name) for name in ("evaluation_prompts", "evaluation_samples", "rarefied_size")}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"task.{name}: expected at least 1, found {size}")
+
+    def frozen_problems(self) -> Sequence[P]:
+        """The part of the frozen set that is asked; raises ValueError where more is wanted than there is."""
+        every = self.evaluation_problems()
+        if self.evaluation_prompts > len(every):
+            raise ValueError(f"task.evaluation_prompts: expected 1-{len(every)}, found {self.evaluation_prompts}")
+        return every[: self.evaluation_prompts]
+
+    @property
+    def rows_per_pass(self) -> int:
+        """Completions of one evaluation forward."""
+        return EVALUATION_ROWS
 
     @property
     def policy_kind(self) -> str:
@@ -150,9 +158,9 @@ class LanguageTask(Task, ABC, Generic[P]):
     @torch.no_grad()
     def evaluate(self, policy: Policy, noise: Noise) -> Evaluation:
         """Sample the frozen set at the training temperature with the same draws at every point of the grid."""
-        asked = self.evaluation_problems()[: self.evaluation_prompts]
+        asked = self.frozen_problems()
         draws = Noise(generator=generator(EVALUATION_SEED), device=noise.device)
-        prompts_per_pass = max(1, EVALUATION_ROWS // self.evaluation_samples)
+        prompts_per_pass = max(1, self.rows_per_pass // self.evaluation_samples)
         samples: list[list[Judged]] = []
         for i in range(0, len(asked), prompts_per_pass):
             rows = [p for p in asked[i : i + prompts_per_pass] for _ in range(self.evaluation_samples)]

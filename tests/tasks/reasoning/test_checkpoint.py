@@ -44,6 +44,17 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     assert checkpoint.banned_ids == (PAD_ID, BOS_ID, UNK_ID)
 
 
+def test_a_tokenizer_of_characters_keeps_its_white_space(tmp_path: Path) -> None:
+    characters = CHARACTERS + " \nab"
+    fresh_model(character_config(characters, hidden_size=32, num_layers=1, intermediate_size=32), 0).save_pretrained(
+        tmp_path
+    )
+    character_tokenizer(characters).save_pretrained(tmp_path)
+    checkpoint = Checkpoint.open(tmp_path)
+    tokens, _ = checkpoint.encode(["a  b\n1"])
+    assert checkpoint.decode(tokens[:, 1:]) == [("a  b\n1", False)]
+
+
 def test_decoding_stops_at_the_first_end_and_hides_nothing(shipped: Checkpoint) -> None:
     rows = torch.tensor([[11, 14, 11, EOS_ID, 5, PAD_ID], [11, PAD_ID, BOS_ID, 14, UNK_ID, 11]])
     assert shipped.decode(rows) == [("7+7", True), ("7<pad><bos>+<unk>7", False)]
