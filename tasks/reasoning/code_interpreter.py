@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -79,18 +80,26 @@ def compile_expression(text: str) -> Callable[[list[int]], Any]:
     """
     if len(text) > MAX_LENGTH:
         raise Refused(f"more than {MAX_LENGTH} characters")
-    try:
-        tree = ast.parse(text, mode="eval")
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise SyntaxError(str(error)) from error
     steps = Steps()
-    body = _compile(tree.body, steps)
+    body = _compile(parse_expression(text).body, steps)
 
     def run(values: list[int]) -> Any:
         steps.taken = 0
         return body({"a": list(values)})
 
     return run
+
+
+def parse_expression(text: str) -> ast.Expression:
+    """The syntax tree; SyntaxError for what is no expression."""
+    try:
+        with warnings.catch_warnings():
+            # `7if` is an expression with a warning.
+            warnings.simplefilter("ignore", SyntaxWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return ast.parse(text, mode="eval")
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise SyntaxError(str(error)) from error
 
 
 def _compile(node: ast.expr, steps: Steps) -> Compiled:

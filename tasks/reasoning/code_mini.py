@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tasks.reasoning.code_interpreter import Generated, Refused, TooLong, compile_expression
+from tasks.reasoning.code_interpreter import Generated, Refused, TooLong, compile_expression, parse_expression
 from tasks.reasoning.code_tests import Call, CallTests
 from tasks.reasoning.verdict import Verdict
 
@@ -155,7 +155,7 @@ def canonical(completion: str) -> str:
 
     `sum([2*y for y in a])` and `sum(x*2 for x in a)` are the same; `x+x` for `2*x`, or `x>=8` for `x>7`, is not.
     """
-    return ast.unparse(_Normal().visit(ast.parse(completion, mode="eval")))
+    return ast.unparse(_Normal().visit(parse_expression(completion)))
 
 
 def _same(found: Any, answer: Any) -> bool:

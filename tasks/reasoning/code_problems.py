@@ -28,7 +28,7 @@ class CodeData:
     Attributes:
         schema: `humaneval_plus`, `mbpp_plus`, `livecodebench` or `codeforces`.
         source: File or folder of .jsonl or .parquet, or a data set of the hub such as `evalplus/humanevalplus`.
-        split: Split of a data set of the hub.
+        split: Split of a data set of the hub; in a folder, the files whose names begin with it, or all if none does.
         revision: Commit of a data set of the hub; empty: the newest, which makes scores incomparable over time.
         columns: Column of a field where the data set names it otherwise, such as `{tests: hidden_tests}`.
     """
@@ -138,7 +138,8 @@ def _problem(schema: Schema, columns: Mapping[str, str], row: Any) -> CodeProble
 def _rows(data: CodeData) -> Iterator[tuple[str, Any]]:
     path = Path(data.source)
     if path.is_dir():
-        files: Sequence[Path] = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES)
+        every = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES)
+        files: Sequence[Path] = [file for file in every if file.name.startswith(data.split)] or every
         if not files:
             raise FileNotFoundError(f"data.source: expected .jsonl or .parquet files in {path}, found none")
     elif path.is_file():

@@ -249,6 +249,10 @@ def test_a_folder_of_parquet_is_read(tmp_path: Path) -> None:
     parquet.write_table(pa.Table.from_pylist([CODEFORCES, CODEFORCES | {"id": "1/B"}]), tmp_path / "test-0.parquet")
     loaded = load_problems(CodeData(schema="codeforces", source=str(tmp_path)))
     assert [problem.id for problem in loaded.problems] == ["1/A", "1/B"]
+    read(tmp_path, "codeforces", CODEFORCES | {"id": "2/A"})
+    for split, ids in (("test", ["1/A", "1/B"]), ("codeforces", ["2/A"]), ("train", ["2/A", "1/A", "1/B"])):
+        loaded = load_problems(CodeData(schema="codeforces", source=str(tmp_path), split=split))
+        assert [problem.id for problem in loaded.problems] == ids
 
 
 def test_a_missing_source_says_what_it_may_be(tmp_path: Path) -> None:
