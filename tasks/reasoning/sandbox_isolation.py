@@ -43,7 +43,7 @@ _ENVIRONMENT = {
 }
 _PROBE = """
 import os, socket, sys
-found = [name for name in ("/etc/passwd", "/proc/1", "/sys/class", "/home", {home!r}) if os.path.exists(name)]
+found = [name for name in ("/etc/passwd", "/proc/1", "/sys/class", {home!r}) if os.path.exists(name)]
 for name, attempt in (("a socket", socket.socket), ("a process", os.fork)):
     try:
         attempt()
