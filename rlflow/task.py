@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -45,6 +47,9 @@ class Evaluation:
     files: Mapping[str, SampleWriter] = field(default_factory=dict)
 
 
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
 class ContentError(FileNotFoundError):
     """A file or folder that the configuration names is not there."""
 
@@ -67,7 +72,6 @@ class Task(ABC):
         guards: Metrics of `evaluate` that are no part of the reward and in which reward hacking would show; the board
             shows them beside the score and does not rank them.
         policies: Policy kind by the task's own name for it.
-        content_fields: Fields that may name a file or folder whose content decides the result, e.g. a base.
         name: Registered name, e.g. `image/shapes`.
         groups_per_rollout: Groups (shared starts) per iteration over all ranks. Too few: noisy updates; too many:
             few updates for the same budget of samples.
@@ -79,22 +83,27 @@ class Task(ABC):
     guards: ClassVar[tuple[str, ...]] = ()
     policies: ClassVar[dict[str, str]]
     name_field: ClassVar[str | None] = None
-    content_fields: ClassVar[tuple[str, ...]] = ()
 
     name: str
     groups_per_rollout: int
     group_size: int
 
-    @property
+    def content(self) -> Mapping[str, str]:
+        """Own files and folders whose content decides the result, by setting, e.g. a base; names of a hub may be among.
+
+        A path that is there counts by its bytes, a name of a hub by itself.
+        """
+        return {}
+
+    @cached_property
     def revision(self) -> str:
-        """`version`, and for every one of `content_fields` that is set `+FIELD.DIGEST` of what lies there now.
+        """`version`, and for each of `content` that is given `+SETTING.DIGEST` of what lies there now.
 
         Raises:
-            ContentError: Nothing lies there.
+            ContentError: A path with nothing behind it.
         """
-        named = {name: getattr(self, name) for name in self.content_fields}
-        digests = [f"+{name}.{content_digest(Path(path), f'task.{name}')}" for name, path in named.items() if path]
-        return self.version + "".join(digests)
+        digests = {name: content_digest(source, f"task.{name}") for name, source in self.content().items() if source}
+        return self.version + "".join(f"+{name}.{digest}" for name, digest in digests.items() if digest)
 
     @property
     @abstractmethod
@@ -200,13 +209,20 @@ class Pretrains(Protocol):
         ...
 
 
-def content_digest(path: Path, setting: str) -> str:
-    """12 hex digits of the names and bytes of a file or of all files under a folder; `setting` is for the error.
+def content_digest(source: str, setting: str) -> str:
+    """12 hex digits of the names and bytes of a file or of all files under a folder; empty for a name of a hub.
+
+    Args:
+        source: Path, or `ORGANISATION/NAME` where no such path is here.
+        setting: For the error.
 
     Raises:
-        ContentError: Nothing lies at `path`.
+        ContentError: Nothing lies at a path.
     """
+    path = Path(source)
     files = [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file())
+    if not files and not path.exists() and HUB_NAME.fullmatch(source):
+        return ""
     if not files:
         raise ContentError(
             f"{setting}: expected a file or a folder with files at {path}, found none; mend the path, or leave the "

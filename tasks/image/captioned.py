@@ -144,6 +144,10 @@ class CaptionedImages(Task):
     def report(self, images: Tensor, prompts: Tensor) -> Evaluation:
         """Judge evaluation images on the CPU, in whole groups, with `score` and the guards."""
 
+    def content(self) -> Mapping[str, str]:
+        """An own base."""
+        return {"base": self.base}
+
     @property
     def policy_kind(self) -> str:
         """Always a flow policy."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -108,6 +108,11 @@ class Prompted(Task):
     def policy_kind(self) -> str:
         """Always a flow policy."""
         return "flow"
+
+    def content(self) -> Mapping[str, str]:
+        """The pipeline, and prompts that are files here."""
+        named = {"model.path": self.model.path, "prompts": self.prompts, "judge.prompts": self.judge.prompts}
+        return {name: at for name, at in named.items() if at and Path(at).exists()}
 
     @property
     def anchors(self) -> Anchors:

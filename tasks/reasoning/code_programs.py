@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -79,6 +80,12 @@ class Programs(LanguageTask[CodeProblem]):
             )
         for location in (self.data, *self.evaluation):
             self._source(location, self.split)
+
+    def content(self) -> Mapping[str, str]:
+        """The base, and data that are files here."""
+        named = {"data": self.data} | {f"evaluation.{i}": at for i, at in enumerate(self.evaluation)}
+        places = {name: at.partition(":")[2] for name, at in named.items()}
+        return {**super().content(), **{name: at for name, at in places.items() if at and Path(at).exists()}}
 
     @property
     def anchors(self) -> Anchors:

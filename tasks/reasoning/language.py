@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -96,6 +96,10 @@ class LanguageTask(Task, ABC, Generic[P]):
     def rows_per_pass(self) -> int:
         """Completions of one evaluation forward."""
         return EVALUATION_ROWS
+
+    def content(self) -> Mapping[str, str]:
+        """An own base."""
+        return {"base": self.base}
 
     @property
     def policy_kind(self) -> str:

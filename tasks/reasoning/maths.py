@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -105,6 +105,11 @@ class Maths(LanguageTask[MathsProblem]):
                 f"{self.max_prompt_tokens} and {self.evaluation_rows}"
             )
         self._pool = AnswerPool(num_workers=self.verify_workers, timeout_s=self.verify_timeout_s)
+
+    def content(self) -> Mapping[str, str]:
+        """The base, and data that are files here."""
+        named = {"data": self.data} | {f"evaluation.{name}": at for name, at in self._evaluation_sets.items()}
+        return {**super().content(), **{name: at for name, at in named.items() if at and Path(at).exists()}}
 
     @property
     def anchors(self) -> Anchors:
