@@ -72,7 +72,7 @@ def write_base(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, out:
 def measure(task: Task, started: float) -> dict[str, float]:
     """Evaluate a task on its frozen set with its untrained policy; prints pass@k and the seconds since `started`."""
     metrics = task.evaluate(task.build_policy(frozenset()), Noise(generator=torch.Generator())).metrics
-    scores = "  ".join(f"{name} {metrics[name]:.4f}" for name in ("pass_at_1", "pass_at_8", "pass_at_32"))
+    scores = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("pass_at_"))
     print(f"{scores}  {time.perf_counter() - started:.0f} s")
     return metrics
 
