@@ -22,7 +22,7 @@ def built_in(kind):
 ALGORITHM_NAMES = {n for name, e in built_in("algorithm").items() for n in (name, e.target.partition(":")[2])}
 TASK_ENTRIES = {name: entry for name, entry in built_in("task").items() if entry.target.startswith("tasks.")}
 TASK_NAMES = {n for name, e in TASK_ENTRIES.items() for n in (name, name.rpartition("/")[2], e.target.split(":")[1])}
-AMBIGUOUS = {"control", "text"}
+AMBIGUOUS = {"control", "text", "code", "Code"}
 """English words beside a task family or a task."""
 
 
