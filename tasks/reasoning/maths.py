@@ -56,7 +56,7 @@ class Maths(LanguageTask[MathsProblem]):
         evaluation_prompts: Prompts of each evaluation set, at most, from its start. Few: a noisy score.
         evaluation_rows: Completions sampled together in an evaluation. Too high: out of memory.
         verify_workers: Processes that judge answers. Too few: a batch waits behind hanging answers.
-        verify_timeout_s: Limit of one answer. Too low: honest answers time out; too high: hanging ones cost more.
+        verify_timeout_s: CPU seconds of one answer. Too low: hard answers time out; too high: hanging ones cost more.
         base_score: Measured score of the base on these sets, the zero of the board's scale.
     """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ WORKER_MODULE = "tasks.reasoning.maths_worker"
 # Importing sympy takes seconds, more on a busy machine; it is not part of an answer's limit.
 START_LIMIT_S = 300.0
 MAX_ATTEMPTS = 2
+CLOCK_FACTOR = 10
 # LaTeX allows white space before the brace, math-verify does not.
 _BOX = re.compile(r"\\boxed\s*\{")
 
@@ -62,8 +64,8 @@ class AnswerPool:
 
         Args:
             num_workers: Processes. Too few: a slow batch waits behind hanging answers.
-            timeout_s: Limit of one answer. Too low: hard but honest answers are lost on a busy machine; too high:
-                every hanging answer delays the update.
+            timeout_s: CPU seconds of one answer, so that a busy machine loses no honest ones; ten times as many by
+                the clock. Too low: hard answers are lost; too high: every hanging one delays the update.
             memory_gb: Address space of a worker; an answer that needs more is `crashed`.
 
         Raises:
@@ -165,7 +167,7 @@ class AnswerPool:
             return
         self._workers.remove(worker)
         worker.kill()
-        if worker.is_late:
+        if worker.is_late or worker.process.returncode == -signal.SIGPROF:
             answers[question] = Check("timeout")
         elif attempts[question] < MAX_ATTEMPTS:
             waiting.append(question)
@@ -203,7 +205,7 @@ class _Worker:
 
     def ask(self, question: _Question, timeout_s: float) -> None:
         """Hand over a question; its time runs from here."""
-        self.question, self.deadline = question, time.monotonic() + timeout_s
+        self.question, self.deadline = question, time.monotonic() + CLOCK_FACTOR * timeout_s
         # A worker that has died is seen by `reply`, as one that dies while it computes.
         with contextlib.suppress(OSError):
             self.connection.send((question.gold, question.text, timeout_s))
