@@ -136,7 +136,7 @@ BOMBS = {
     "regular expression": ("import re; re.match('(a+)+$', 'a' * 40 + 'b')", {"timeout"}),
     "power": ("10 ** 10 ** 10", {"timeout", "memory"}),
     "memory": ("a = 'a' * 10**10", {"memory"}),
-    "memory in pieces": ("a = []\nwhile True: a.append(bytearray(2**20))", {"memory"}),
+    "memory in pieces": ("a = []\nwhile True: a.append(bytearray(2**20))", {"memory", "timeout"}),
     "compressed": ("import zlib; zlib.decompress(zlib.compress(bytes(2**27)) , bufsize=2**29)", {"memory", "timeout"}),
     "shared memory": (SYSCALL + "assert syscall(29, 0, 2**28, 0o1666) < 0\na = bytearray(2**30)", {"memory"}),
     "processes": ("import os\nwhile True: os.fork()", {"error"}),
