@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -79,6 +79,13 @@ def begun_on(node_id: str, results: Path) -> list[Path]:
     return [log.parent for log in logs if node_id in log.read_text()]
 
 
+def up_to_the_node(pid: int) -> list[psutil.Process]:
+    """The process and its parents below the node's own, which ends them in its time."""
+    parents = psutil.Process(pid).parents()
+    names = [parent.name() for parent in parents]
+    return [psutil.Process(pid), *parents[: names.index("raylet")]]
+
+
 def test_a_lost_node_costs_no_seed_and_the_board_is_that_of_this_machine(
     cluster: Cluster, suite: Path, store: Store, tmp_path: Path
 ) -> None:
@@ -93,12 +100,16 @@ def test_a_lost_node_costs_no_seed_and_the_board_is_that_of_this_machine(
         (there,) = begun_on(second.node_id, results)
         moved.append(there.parent.name.partition("-")[0])
         pid = int(tags(store, experiment, moved[0])["rlflow.process"].rpartition(":")[2])
-        # A machine takes its processes with it: this one must not write a last checkpoint.
-        os.kill(pid, signal.SIGSTOP)
+        # A machine takes its processes with it: the run must not write a last checkpoint, nor its task report a death.
+        processes = up_to_the_node(pid)
+        for process in processes:
+            process.suspend()
         try:
             cluster.remove_node(second, allow_graceful=False)
         finally:
-            os.kill(pid, signal.SIGKILL)
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
     done = on_ray(cluster, suite, results, "--budget", "long", meanwhile=lose_a_node_that_joins)
     assert done.exit_code == 0, done.output
