@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -77,13 +78,10 @@ def _resolve(
     entry = find("task", task)
     task_class = entry.load()
     schema = _schema(algorithm_class, task_class)
-    merged = schema
-    for layer in ({"task": _names(entry, task_class)}, preset(entry, task_class), *layers):
-        merged = _merge(merged, layer, schema)
-    merged = _merge(merged, {"task": {"name": task}}, schema)
-    for override in overrides:
-        merged = _merge(merged, _parse(override, schema), schema)
-    config = _build(algorithm, task, merged, schema)
+    known = tuple(_keys(schema))
+    given = [{"task": _names(entry, task_class)}, preset(entry, task_class), *layers, {"task": {"name": task}}]
+    merged = _merge(schema, [*given, *(_parse(override, schema, known) for override in overrides)], known)
+    config = _build(algorithm, task, merged, known)
     check_config(config)
     return config
 
@@ -117,12 +115,20 @@ def _names(entry: Entry, task_class: type[Task]) -> dict[str, Any]:
 
 def _schema(algorithm_class: type, task_class: type) -> DictConfig:
     sections = {"algorithm": algorithm_class, "task": task_class, "update": Update, "trainer": TrainerConfig}
-    schema = OmegaConf.create({name: OmegaConf.structured(cls) for name, cls in sections.items()})
+    schema = OmegaConf.create({name: _section(cls) for name, cls in sections.items()})
     for section in SECTIONS:
         OmegaConf.set_readonly(schema[section], False)
     OmegaConf.set_struct(schema, True)
     _free_mappings(schema)
     return schema
+
+
+@lru_cache(maxsize=64)
+def _section(cls: type) -> DictConfig:
+    """The fields of a dataclass with their types; `OmegaConf.create` copies it, so that it may be shared."""
+    section = OmegaConf.structured(cls)
+    assert isinstance(section, DictConfig)
+    return section
 
 
 def _free_mappings(node: DictConfig) -> None:
@@ -135,8 +141,20 @@ def _free_mappings(node: DictConfig) -> None:
             _free_mappings(child)
 
 
-def _merge(base: DictConfig, layer: Mapping[str, Any], schema: DictConfig) -> DictConfig:
-    known = list(_keys(schema))
+def _merge(schema: DictConfig, layers: Sequence[Mapping[str, Any]], known: Sequence[str]) -> DictConfig:
+    """All layers over the schema at once, later wins: a merge copies everything, which is what resolving costs."""
+    for layer in layers:
+        _check_keys(layer, known)
+    try:
+        merged = OmegaConf.merge(schema, *(OmegaConf.create(dict(layer)) for layer in layers))
+    except OmegaConfBaseException as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"{getattr(error, 'full_key', '') or '/'.join(SECTIONS)}: {first}") from error
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _check_keys(layer: Mapping[str, Any], known: Sequence[str]) -> None:
     for section, values in layer.items():
         if section not in SECTIONS:
             raise ConfigError(f"unknown section {section!r}{did_you_mean(str(section), SECTIONS)}")
@@ -144,13 +162,6 @@ def _merge(base: DictConfig, layer: Mapping[str, Any], schema: DictConfig) -> Di
             dotted = f"{section}.{key}"
             if dotted not in known and not any(k.startswith(dotted + ".") for k in known) and not _open(dotted, known):
                 raise ConfigError(f"unknown key {dotted!r}{did_you_mean(dotted, known)}")
-    try:
-        merged = OmegaConf.merge(base, OmegaConf.create(dict(layer)))
-    except OmegaConfBaseException as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"{getattr(error, 'full_key', '') or '/'.join(layer)}: {first}") from error
-    assert isinstance(merged, DictConfig)
-    return merged
 
 
 def _open(dotted: str, known: Sequence[str]) -> bool:
@@ -158,14 +169,14 @@ def _open(dotted: str, known: Sequence[str]) -> bool:
     return any(dotted.startswith(k + ".") for k in known)
 
 
-def _parse(override: str, schema: DictConfig) -> dict[str, Any]:
+def _parse(override: str, schema: DictConfig, known: Sequence[str]) -> dict[str, Any]:
     key, equals, _ = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r}: expected section.key=value, e.g. update.lr=1e-4")
     if key.partition(".")[0] not in SECTIONS:
         holders = [s for s in SECTIONS if key.partition(".")[0] in schema[s]]
         if len(holders) != 1:
-            detail = f"; it is in {holders}, name the section" if holders else did_you_mean(key, list(_keys(schema)))
+            detail = f"; it is in {holders}, name the section" if holders else did_you_mean(key, known)
             raise ConfigError(f"unknown key {key!r}{detail}")
         override = f"{holders[0]}.{override}"
     parsed = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
@@ -173,8 +184,8 @@ def _parse(override: str, schema: DictConfig) -> dict[str, Any]:
     return {str(k): v for k, v in parsed.items()}
 
 
-def _build(algorithm: str, task: str, merged: DictConfig, schema: DictConfig) -> Config:
-    missing = [k for k in _keys(schema) if OmegaConf.is_missing(merged, k)]
+def _build(algorithm: str, task: str, merged: DictConfig, known: Sequence[str]) -> Config:
+    missing = [k for k in known if OmegaConf.is_missing(merged, k)]
     if missing:
         raise ConfigError(f"missing values for {missing}; set them with key=value")
     resolved = OmegaConf.to_container(merged, resolve=True)
