@@ -75,6 +75,6 @@ class Arithmetic(LanguageTask[ArithmeticProblem]):
     @staticmethod
     def pretrain(out: Path, seed: int) -> dict[str, float]:
         """Make the base anew in `out` and return its score (`rlflow pretrain reasoning/arithmetic`)."""
-        from tasks.reasoning.arithmetic_pretrain import pretrain_arithmetic
+        from tasks.reasoning.arithmetic_pretrain import RECIPE
 
-        return pretrain_arithmetic(out, seed)
+        return RECIPE.pretrain(out, seed)

@@ -59,6 +59,6 @@ class Code(LanguageTask[CodeMiniProblem]):
     @staticmethod
     def pretrain(out: Path, seed: int) -> dict[str, float]:
         """Make the base anew in `out` and return its score (`rlflow pretrain reasoning/code`)."""
-        from tasks.reasoning.code_pretrain import pretrain_code
+        from tasks.reasoning.code_pretrain import RECIPE
 
-        return pretrain_code(out, seed)
+        return RECIPE.pretrain(out, seed)

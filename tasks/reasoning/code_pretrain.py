@@ -7,57 +7,14 @@ share of near misses sets pass@1, and so how much room reinforcement learning ha
 from __future__ import annotations
 
 import random
-import time
-from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
-
-from tasks.reasoning.character_model import character_config, character_tokenizer, fresh_model
-from tasks.reasoning.code import BASE_FOLDER, Code
+from tasks.reasoning.code import Code
 from tasks.reasoning.code_mini import CodeMiniProblem, verify
 from tasks.reasoning.code_mini_data import neighbours, problems, solutions
-from tasks.reasoning.pretrain import measure, train, write_base
+from tasks.reasoning.pretrain import Recipe
 
 # The letters of the prompts and of `for x in a if`, `sorted`, `sum`, `max`, `len`, with y for a second variable.
 CHARACTERS = "0123456789+-*<>=%,:[]() adefilmnorstuvxy"
-MAX_POSITIONS = 80
-MISTAKE_FRACTION = 0.55
-
-
-def pretrain_code(out: Path = BASE_FOLDER, seed: int = 0) -> dict[str, float]:
-    """Train a base from nothing, write it to `out` as a Hugging Face checkpoint, print and return its score.
-
-    Args:
-        out: Folder for config.json, model.safetensors and the tokenizer.
-        seed: Sets initial weights and data order; the evaluation has its own seed.
-
-    Returns:
-        Metrics of the task's evaluation on the frozen set.
-    """
-    started = time.perf_counter()
-    write_base(train_base(seed), code_tokenizer(), out)
-    return measure(Code(base=str(out)), started)
-
-
-def code_tokenizer() -> PreTrainedTokenizerFast:
-    """Digits, signs, brackets and sixteen letters."""
-    return character_tokenizer(CHARACTERS)
-
-
-def train_base(
-    seed: int, num_steps: int = 400, batch_size: int = 64, mistake_fraction: float = MISTAKE_FRACTION
-) -> Qwen2ForCausalLM:
-    """Supervised training of a new model; the same seed gives the same weights on the same machine.
-
-    Args:
-        seed: Sets initial weights and data order.
-        num_steps: Optimiser steps; too few leave programs that are no Python.
-        batch_size: Programs a step.
-        mistake_fraction: Share of programs that are a near miss; more of them lower pass@1.
-    """
-    model = fresh_model(character_config(CHARACTERS, max_positions=MAX_POSITIONS), seed)
-    source = ProgramSource(seed, mistake_fraction)
-    return train(model, code_tokenizer(), source, num_steps=num_steps, batch_size=batch_size)
 
 
 class ProgramSource:
@@ -85,3 +42,13 @@ class ProgramSource:
             if not verify(problem, text).correct:
                 return text
         raise ValueError(f"expected a neighbour of {problem.prompt} with another value on a hidden list, found none")
+
+
+RECIPE = Recipe(
+    characters=CHARACTERS,
+    max_positions=80,
+    num_steps=400,
+    mistake_fraction=0.55,
+    source=ProgramSource,
+    task=lambda base: Code(base=base),
+)

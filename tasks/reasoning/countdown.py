@@ -64,6 +64,6 @@ class Countdown(LanguageTask[Puzzle]):
     @staticmethod
     def pretrain(out: Path, seed: int) -> dict[str, float]:
         """Make the base anew in `out` and return its score (`rlflow pretrain reasoning/countdown`)."""
-        from tasks.reasoning.countdown_pretrain import pretrain_countdown
+        from tasks.reasoning.countdown_pretrain import RECIPE
 
-        return pretrain_countdown(out, seed)
+        return RECIPE.pretrain(out, seed)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +17,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from rlflow.random import Noise
 from rlflow.task import Task
-from tasks.reasoning.character_model import EOS, PAD_ID
+from tasks.reasoning.character_model import EOS, PAD_ID, character_config, character_tokenizer, fresh_model
 
 IGNORED_LABEL = -100
 
@@ -26,6 +28,55 @@ class PairSource(Protocol):
     def draw(self, num_pairs: int) -> list[tuple[str, str]]:
         """Prompts with completions."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How one shipped base is made: its symbols, its training pairs and the task that measures it.
+
+    Attributes:
+        characters: The alphabet.
+        max_positions: Longest prompt with its completion.
+        num_steps: Optimiser steps; too few leave slips that no plan meant.
+        mistake_fraction: Share of pairs that are wrong on purpose; it sets pass@1, and so how much room reinforcement
+            learning has.
+        source: Training pairs of a seed and a mistake fraction.
+        task: The task on a base at a path.
+        model: Size of the network: further arguments of `character_config`.
+    """
+
+    characters: str
+    max_positions: int
+    num_steps: int
+    mistake_fraction: float
+    source: Callable[[int, float], PairSource]
+    task: Callable[[str], Task]
+    model: Mapping[str, int] = field(default_factory=dict)
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """One token for each character."""
+        return character_tokenizer(self.characters)
+
+    def train(self, seed: int, batch_size: int = 64) -> Qwen2ForCausalLM:
+        """A new model after supervised training; the same seed gives the same weights on the same machine."""
+        config = character_config(self.characters, max_positions=self.max_positions, **self.model)
+        source = self.source(seed, self.mistake_fraction)
+        model = fresh_model(config, seed)
+        return train(model, self.tokenizer(), source, num_steps=self.num_steps, batch_size=batch_size)
+
+    def pretrain(self, out: Path, seed: int) -> dict[str, float]:
+        """Train a base from nothing, write it to `out` as a Hugging Face checkpoint, print and return its score.
+
+        Args:
+            out: Folder for config.json, model.safetensors and the tokenizer.
+            seed: Sets initial weights and data order; the evaluation has its own seed.
+
+        Returns:
+            Metrics of the task's evaluation on the frozen set.
+        """
+        started = time.perf_counter()
+        write_base(self.train(seed), self.tokenizer(), out)
+        return measure(self.task(str(out)), started)
 
 
 def train(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,20 +9,13 @@ import torch
 
 from rlflow.random import Noise, generator
 from rlflow.testing import TaskCheck, task_checks
-from tasks.reasoning import arithmetic_pretrain
 from tasks.reasoning.arithmetic import BASE_FOLDER, BASE_PASS_AT_1, Arithmetic
-from tasks.reasoning.arithmetic_pretrain import (
-    CHARACTERS,
-    MAX_POSITIONS,
-    PlanSource,
-    arithmetic_tokenizer,
-    pretrain_arithmetic,
-    train_base,
-)
+from tasks.reasoning.arithmetic_pretrain import RECIPE, PlanSource
 from tasks.reasoning.arithmetic_problems import NAMES, TEMPLATES, training_problem
-from tasks.reasoning.character_model import UNK_ID, character_config, fresh_model
+from tasks.reasoning.character_model import UNK_ID
 from tasks.reasoning.verdict import Completion
 
+TINY = {"hidden_size": 32, "num_layers": 1, "intermediate_size": 32}
 EXACT = 1e-12
 SAMPLING_ERROR = 0.04
 
@@ -91,30 +85,34 @@ def test_solutions_follow_the_plan_or_a_mistake(mistake_fraction: float, right: 
 
 
 def test_every_symbol_has_a_token_and_every_pair_has_room() -> None:
-    tokenizer = arithmetic_tokenizer()
+    tokenizer = RECIPE.tokenizer()
     pairs = PlanSource(seed=1, mistake_fraction=0.5).draw(500)
     rows = [tokenizer(prompt + text)["input_ids"] for prompt, text in pairs]
     assert not any(UNK_ID in row for row in rows)
-    assert max(map(len, rows)) < MAX_POSITIONS
+    assert max(map(len, rows)) < RECIPE.max_positions
     assert all(name in "".join(prompt for prompt, _ in pairs) for name in NAMES)
 
 
 def test_training_is_repeatable() -> None:
-    once, again, other = (train_base(seed, num_steps=2, batch_size=4).state_dict() for seed in (7, 7, 8))
+    recipe = replace(RECIPE, num_steps=2)
+    once, again, other = (recipe.train(seed, batch_size=4).state_dict() for seed in (7, 7, 8))
     assert all(torch.equal(once[name], again[name]) for name in once)
     assert not torch.equal(once["model.norm.weight"], other["model.norm.weight"])
 
 
-def test_pretraining_writes_a_base_that_the_task_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = character_config(
-        CHARACTERS, hidden_size=32, num_layers=1, intermediate_size=32, max_positions=MAX_POSITIONS
+def test_pretraining_writes_a_base_that_the_task_opens(tmp_path: Path) -> None:
+    recipe = replace(
+        RECIPE,
+        num_steps=2,
+        model=TINY,
+        task=lambda base: Arithmetic(base=base, evaluation_prompts=2, evaluation_samples=32),
     )
-    tiny = fresh_model(config, seed=0)
-    monkeypatch.setattr(arithmetic_pretrain, "train_base", lambda seed: tiny)
-    metrics = pretrain_arithmetic(tmp_path, 0)
-    assert metrics["score"] < 0.01
+    metrics = recipe.pretrain(tmp_path, 0)
+    # Two steps do not teach a plan.
+    assert metrics["score"] == 0.0
     policy = Arithmetic(base=str(tmp_path)).build_policy(frozenset())
-    assert torch.equal(policy.actor.state_dict()["model.norm.weight"], tiny.state_dict()["model.norm.weight"])
+    trained = recipe.train(0).state_dict()
+    assert torch.equal(policy.actor.state_dict()["model.norm.weight"], trained["model.norm.weight"])
 
 
 def test_the_shipped_base_is_small() -> None:

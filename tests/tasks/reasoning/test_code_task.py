@@ -12,7 +12,7 @@ from tasks.reasoning.character_model import EOS, PAD_ID, character_config, fresh
 from tasks.reasoning.code import BASE_PASS_AT_1, Code
 from tasks.reasoning.code_mini import FAILURES, CodeMiniProblem
 from tasks.reasoning.code_mini_data import problems
-from tasks.reasoning.code_pretrain import CHARACTERS, code_tokenizer
+from tasks.reasoning.code_pretrain import RECIPE
 from tasks.reasoning.pretrain import write_base
 
 # Two standard errors of 1,200 completions at .4 are .028.
@@ -22,8 +22,8 @@ SAMPLING_ERROR = 0.03
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
-    config = character_config(CHARACTERS, hidden_size=32, num_layers=1, intermediate_size=32, max_positions=80)
-    write_base(fresh_model(config, seed=0), code_tokenizer(), folder)
+    config = character_config(RECIPE.characters, hidden_size=32, num_layers=1, intermediate_size=32, max_positions=80)
+    write_base(fresh_model(config, seed=0), RECIPE.tokenizer(), folder)
     return folder
 
 
