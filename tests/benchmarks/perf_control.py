@@ -11,68 +11,32 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+from contest import Measures, Ratio, report, take_turns, train
 from torch import Tensor, nn
 
-from rlflow.config import resolve
-from rlflow.identity import cell_identity
 from rlflow.launch import quiet_libraries
-from rlflow.run import build_trainer
-from rlflow.store import open_store
-from rlflow.tracking import start_seed
-from rlflow.trainer import Loop
 from tasks.control.engines import open_vector, spec_of
 
 NUM_ENVS, NUM_STEPS, PROBES, MINIBATCH, UPDATES = 8, 256, 8, 256, 80
 STEPS = NUM_ENVS * NUM_STEPS
+GAUSSIAN = ("task.policy=gaussian", "task.video=false")
+FLOW = ("task.engine=batched", "task.policy=flow", "task.video=false")
 
 
-class TimedLoop(Loop):
-    """The real loop with a clock that starts after the first iteration; evaluation is left out."""
-
-    def judge(self) -> None:  # type: ignore[override]
-        self.evaluations += 1
-
-    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
-        if batch_idx == 1:
-            self.begin_s, self.before = time.perf_counter(), dict(self.cost.seconds)
-
-    def on_train_end(self) -> None:
-        self.elapsed_s = time.perf_counter() - self.begin_s
+def ppo(engine: str, iterations: int) -> Measures:
+    """The whole loop of Gaussian PPO."""
+    return train("ppo", "control/halfcheetah", [f"task.engine={engine}", *GAUSSIAN], iterations)
 
 
-def train(algorithm: str, engine: str, policy: str, iterations: int) -> dict[str, float]:
-    """Steps a second of rollout, update and both, of the whole loop."""
-    given = [f"task.engine={engine}", f"task.policy={policy}", f"trainer.budget={STEPS * (iterations + 1)}"]
-    config = resolve(algorithm, "control/halfcheetah", [*given, "task.video=false"])
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        store = open_store(f"sqlite:///{folder}/mlflow.db", results=folder)
-        identity = cell_identity(config, suite="perf@1")
-        tracker = start_seed(store, identity, seed=0, config=config.resolved)
-        loop = TimedLoop(config, tracker, folder)
-        build_trainer(config, folder).fit(loop)
-        tracker.finish("interrupted")
-    config.task.close()
-    spent = {stage: loop.cost.seconds[stage] - loop.before[stage] for stage in ("rollout_s", "update_s")}
-    return {
-        "steps_per_s": iterations * STEPS / loop.elapsed_s,
-        "rollout_steps_per_s": iterations * STEPS / spent["rollout_s"],
-        "update_steps_per_s": iterations * STEPS / spent["update_s"],
-    }
-
-
-def step(engine: str, iterations: int) -> dict[str, float]:
+def step(engine: str, iterations: int) -> Measures:
     """Steps a second of the engine alone, with random actions."""
     vector = open_vector(spec_of(engine, "HalfCheetah-v5"), list(range(NUM_ENVS)), lambda start, _: start)  # type: ignore[arg-type]
     actions = np.random.default_rng(0).uniform(-1, 1, (NUM_STEPS, NUM_ENVS, 6)).astype(np.float32)
@@ -82,7 +46,7 @@ def step(engine: str, iterations: int) -> dict[str, float]:
             vector.step(action)
     elapsed_s = time.perf_counter() - begin_s
     vector.close()
-    return {"steps_per_s": iterations * STEPS / elapsed_s}
+    return {"per_s": iterations * STEPS / elapsed_s}
 
 
 def mlp(sizes: tuple[int, ...], activation: type[nn.Module]) -> nn.Sequential:
@@ -93,7 +57,7 @@ def mlp(sizes: tuple[int, ...], activation: type[nn.Module]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def bare_fpo(iterations: int) -> dict[str, float]:
+def bare_fpo(iterations: int) -> Measures:
     """FPO's update without a library: the same passes on tensors that lie there, one function, fused Adam."""
     torch.manual_seed(0)
     actor, critic = mlp((17 + 6 + 8, 64, 64, 64, 6), nn.SiLU), mlp((17, 64, 64, 1), nn.Tanh)
@@ -129,58 +93,40 @@ def bare_fpo(iterations: int) -> dict[str, float]:
     begin_s = time.perf_counter()
     for _ in range(iterations):
         iterate()
-    return {"update_steps_per_s": iterations * STEPS / (time.perf_counter() - begin_s)}
+    return {"update_per_s": iterations * STEPS / (time.perf_counter() - begin_s)}
 
 
-ROLES: Mapping[str, Callable[[int], dict[str, float]]] = {
-    "rlflow ppo, batched": lambda n: train("ppo", "batched", "gaussian", n),
-    "rlflow ppo, gymnasium": lambda n: train("ppo", "gymnasium", "gaussian", n),
-    "rlflow fpo, batched": lambda n: train("fpo", "batched", "flow", n),
+ROLES: Mapping[str, Callable[[int], Measures]] = {
+    "rlflow ppo, batched": lambda n: ppo("batched", n),
+    "rlflow ppo, gymnasium": lambda n: ppo("gymnasium", n),
+    "rlflow fpo, batched": lambda n: train("fpo", "control/halfcheetah", FLOW, n),
     "engine batched": lambda n: step("batched", n),
     "engine gymnasium": lambda n: step("gymnasium", n),
     "bare fpo update": bare_fpo,
 }
-PEERS = {"SB3 ppo": (), "SB3 environments": ("--engine",)}
-
-
-def measured(role: str, peer: str, iterations: int, threads: int) -> dict[str, float]:
-    """What a process of its own prints."""
-    sizes = ["--iterations", str(iterations), "--threads", str(threads)]
-    if role in PEERS:
-        script = Path(__file__).parent / "peers" / "sb3_ppo.py"
-        command = [peer, str(script), *sizes, *PEERS[role]]
-    else:
-        command = [sys.executable, __file__, "--role", role, *sizes]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{role} failed:\n{done.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
-
-
-def report(rounds: list[dict[str, dict[str, float]]]) -> None:
-    """Two tables: rates, and ratios with their targets."""
-    print("| contender | steps/s | rollout steps/s | update steps/s |\n|---|---|---|---|")
-    for role in rounds[0]:
-        cells = []
-        for key in ("steps_per_s", "rollout_steps_per_s", "update_steps_per_s"):
-            values = [found[role][key] for found in rounds if key in found[role]]
-            cells.append(f"{statistics.median(values):,.0f}" if values else "")
-        print(f"| {role} | {' | '.join(cells)} |")
-    whole, rollout, update = "steps_per_s", "rollout_steps_per_s", "update_steps_per_s"
-    ratios = (
-        ("PPO on `gymnasium` / SB3", ("rlflow ppo, gymnasium", whole), ("SB3 ppo", whole), 1.5),
-        ("PPO on `batched` / SB3", ("rlflow ppo, batched", whole), ("SB3 ppo", whole), 3.0),
-        ("PPO's rollout / engine `batched`", ("rlflow ppo, batched", rollout), ("engine batched", whole), 0.6),
-        ("PPO's rollout / engine `gymnasium`", ("rlflow ppo, gymnasium", rollout), ("engine gymnasium", whole), 0.6),
-        ("FPO's update / bare torch", ("rlflow fpo, batched", update), ("bare fpo update", update), 0.7),
-    )
-    print("\n| ratio | median (min .. max) | target |\n|---|---|---|")
-    for name, (above, key), (below, other), target in ratios:
-        if above in rounds[0] and below in rounds[0]:
-            values = sorted(found[above][key] / found[below][other] for found in rounds)
-            spread = f"{values[0]:.2f} .. {values[-1]:.2f}"
-            print(f"| {name} | {statistics.median(values):.2f} ({spread}) | at least {target} |")
+PEERS: Mapping[str, Sequence[str]] = {"SB3 ppo": (), "SB3 environments": ("--engine",)}
+RATIOS = (
+    Ratio("PPO on `gymnasium` / SB3", ("rlflow ppo, gymnasium", "per_s"), ("SB3 ppo", "per_s"), "at least 1.5"),
+    Ratio("PPO on `batched` / SB3", ("rlflow ppo, batched", "per_s"), ("SB3 ppo", "per_s"), "at least 3"),
+    Ratio(
+        "PPO's rollout / engine `batched`",
+        ("rlflow ppo, batched", "rollout_per_s"),
+        ("engine batched", "per_s"),
+        "at least 0.6",
+    ),
+    Ratio(
+        "PPO's rollout / engine `gymnasium`",
+        ("rlflow ppo, gymnasium", "rollout_per_s"),
+        ("engine gymnasium", "per_s"),
+        "at least 0.6",
+    ),
+    Ratio(
+        "FPO's update / bare torch",
+        ("rlflow fpo, batched", "update_per_s"),
+        ("bare fpo update", "update_per_s"),
+        "at least 0.7",
+    ),
+)
 
 
 def main() -> None:
@@ -199,12 +145,12 @@ def main() -> None:
         torch.set_num_threads(options.threads)
         print(json.dumps(ROLES[options.role](options.iterations)))
         return
-    roles = [*ROLES, *(PEERS if options.peer else ())]
-    rounds = []
-    for number in range(options.rounds):
-        rounds.append({r: measured(r, options.peer, options.iterations, options.threads) for r in roles})
-        print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
-    report(rounds)
+    sizes = ["--iterations", str(options.iterations), "--threads", str(options.threads)]
+    contenders = {role: [sys.executable, __file__, "--role", role, *sizes] for role in ROLES}
+    if options.peer:
+        script = str(Path(__file__).parent / "peers" / "sb3_ppo.py")
+        contenders |= {role: [options.peer, script, *sizes, *more] for role, more in PEERS.items()}
+    report(take_turns(contenders, options.rounds), "steps", RATIOS)
 
 
 if __name__ == "__main__":

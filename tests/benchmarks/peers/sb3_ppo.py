@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--engine", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(json.dumps({"steps_per_s": (step if options.engine else train)(options.iterations)}))
+    print(json.dumps({"per_s": (step if options.engine else train)(options.iterations)}))
 
 
 if __name__ == "__main__":
