@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from rlflow.policies.causal_lm import LMConfig
 from rlflow.task import Anchors
-from tasks.reasoning.countdown_data import evaluation_puzzles, training_puzzle, training_starts
+from tasks.reasoning.countdown_data import NUM_EVALUATION_PROMPTS, evaluation_puzzles, training_puzzle, training_starts
 from tasks.reasoning.countdown_puzzle import FAILURES, MAX_COMPLETION_TOKENS, Puzzle, verify
 from tasks.reasoning.language import LanguageTask
 from tasks.reasoning.verdict import Completion, Verdict
@@ -38,7 +38,8 @@ class Countdown(LanguageTask[Puzzle]):
     def __post_init__(self) -> None:
         """Refuse sizes that the frozen set or the metrics cannot serve."""
         super().__post_init__()
-        self.frozen_problems()
+        # Making the set takes a third of a second, which a plan or a finished suite need not spend.
+        self.refuse_more_prompts_than(NUM_EVALUATION_PROMPTS)
 
     @property
     def anchors(self) -> Anchors:

@@ -88,9 +88,13 @@ class LanguageTask(Task, ABC, Generic[P]):
     def frozen_problems(self) -> Sequence[P]:
         """The part of the frozen set that is asked; raises ValueError where more is wanted than there is."""
         every = self.evaluation_problems()
-        if self.evaluation_prompts > len(every):
-            raise ValueError(f"task.evaluation_prompts: expected 1-{len(every)}, found {self.evaluation_prompts}")
+        self.refuse_more_prompts_than(len(every))
         return every[: self.evaluation_prompts]
+
+    def refuse_more_prompts_than(self, available: int) -> None:
+        """ValueError where the frozen set has fewer; a task that knows its size need not make the set to say so."""
+        if self.evaluation_prompts > available:
+            raise ValueError(f"task.evaluation_prompts: expected 1-{available}, found {self.evaluation_prompts}")
 
     @property
     def rows_per_pass(self) -> int:
