@@ -23,6 +23,7 @@ NOT_IDENTITY = frozenset(
         "trainer.strategy",
         "trainer.num_threads",
         "update.micro_batch",
+        "update.micro_batch_decisions",
     }
 )
 

@@ -37,6 +37,13 @@ def check_config(config: Config) -> None:
         raise ConfigError(
             f"trainer.num_evaluations: expected at least 2 (start and end), found {trainer.num_evaluations}"
         )
+    if min(update.micro_batch, update.micro_batch_decisions) < 0 or (
+        update.micro_batch and update.micro_batch_decisions
+    ):
+        raise ConfigError(
+            f"update.micro_batch = {update.micro_batch} and update.micro_batch_decisions = "
+            f"{update.micro_batch_decisions}: expected one of them to be 0 and none below; rows or decisions, not both"
+        )
     _divides("task.groups_per_rollout", task.groups_per_rollout, "trainer.devices", trainer.devices)
     _divides("update.updates_per_rollout", update.updates_per_rollout, "update.epochs", update.epochs)
     minibatches = update.updates_per_rollout // update.epochs

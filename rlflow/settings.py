@@ -34,6 +34,9 @@ class Update:
         epochs: Passes over the rollout. Too many: the ratio leaves the clip range.
         updates_per_rollout: Optimiser steps per rollout, all epochs together.
         micro_batch: Rows per forward pass (0 = whole minibatch); changes memory and speed, not the result.
+        micro_batch_decisions: Decisions (tokens) per forward pass, padding included (0 = no limit): rows of like length
+            go together and are cut to the longest of them. Changes memory and speed, not the result. Too low: many
+            small passes.
         ema: Decay of the averaged weights that are evaluated (0 = evaluate the trained weights).
     """
 
@@ -50,6 +53,7 @@ class Update:
     epochs: int = 1
     updates_per_rollout: int = 2
     micro_batch: int = 0
+    micro_batch_decisions: int = 0
     ema: float = 0.0
 
 

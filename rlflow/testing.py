@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rlflow.algorithm import Algorithm
+from rlflow.bucketing import by_length
 from rlflow.conformance import ConformanceError, demand, demand_configuration, scored_rollout
 from rlflow.policy import PROTOCOLS, Policy, capabilities
 from rlflow.random import Noise, generator
@@ -114,6 +115,7 @@ def check_gradient_ignores_micro_batches_and_row_order(algorithm: Algorithm) -> 
         whole = gradient(algorithm, policy, [part])
         shuffled = part.rows_of(torch.randperm(part.num_rollouts, generator=generator(0, "order")))
         _same(f"{kind}: micro-batches of 3 rows", whole, gradient(algorithm, policy, list(part.split(3))))
+        _same(f"{kind}: rows of like length", whole, gradient(algorithm, policy, list(by_length(part, 8))))
         _same(f"{kind}: another row order", whole, gradient(algorithm, policy, [shuffled]))
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from rlflow import distributed
 from rlflow.averaging import AveragedWeights
+from rlflow.bucketing import by_length
 from rlflow.checkpoint import CHECKPOINT, VERSION
 from rlflow.cost import Cost
 from rlflow.random import Noise, Streams
@@ -144,7 +145,8 @@ class Loop(L.LightningModule):
 
     def _micro_batches(self, part: Minibatch) -> list[Minibatch]:
         """As many on every rank, whose rows of a minibatch differ in number: each backward pass waits for all."""
-        parts = list(part.split(self.config.update.micro_batch))
+        limit = self.config.update.micro_batch_decisions
+        parts = list(by_length(part, limit) if limit else part.split(self.config.update.micro_batch))
         missing = distributed.all_max(len(parts), part.device) - len(parts)
         return parts + [part.silent()] * missing
 

@@ -93,6 +93,8 @@ def test_a_family_gives_the_rest_of_the_name_to_its_task():
         ("ppo", ["trainer.budget=0"], "trainer.budget: expected at least 1, found 0"),
         ("ppo", ["trainer.num_evaluations=1"], "trainer.num_evaluations: expected at least 2"),
         ("ppo", ["trainer.precision=16-mixed"], "needs a loss scaler"),
+        ("ppo", ["update.micro_batch=2", "update.micro_batch_decisions=8"], "rows or decisions, not both"),
+        ("ppo", ["update.micro_batch_decisions=-1"], "update.micro_batch_decisions = -1: expected"),
         ("flowrl", ["algorithm.beta=0"], "beta: expected > 0, found 0"),
         ("flow_grpo", ["task.flow.train_steps=1"], "expected train_steps >= 2"),
     ],

@@ -39,6 +39,7 @@ def test_a_finished_run_gives_the_id_of_its_plan(store: Store) -> None:
         "trainer.strategy=ddp",
         "trainer.num_threads=3",
         "update.micro_batch=4",
+        "update.micro_batch_decisions=64",
     ],
 )
 def test_seed_hardware_and_memory_are_not_part_of_the_cell(override: str) -> None:
