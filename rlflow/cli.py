@@ -45,8 +45,8 @@ EXPECTED_ERRORS = frozenset(
 )
 USAGE_EXIT_CODE = 2
 COLLECT_AFTER = 50_000
-"""Objects between two collections. Importing torch and MLflow makes far more of them, all of which stay: looking through
-them again and again takes a quarter of a short command's time."""
+"""Objects between two collections. Importing torch and MLflow makes far more, all of which stay: looking through them
+again and again takes about 15 % of a short command's time."""
 
 
 class Commands(TyperGroup):
