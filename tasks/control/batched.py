@@ -119,7 +119,7 @@ class BatchedVector(Vector):
             first.append(self._template.reset(seed=seed)[0])
             mujoco.mj_copyData(self._data[i], self._model, self._template.data)
             self._copy(i)
-        return np.stack(first).astype(np.float32)
+        return np.array(first, dtype=np.float32)
 
     def _simulators(self) -> list[Array]:
         return [physics_of(self._model, data) for data in self._data]

@@ -52,6 +52,11 @@ def host(x: Batch) -> np.ndarray:
     return x.cpu().numpy() if isinstance(x, torch.Tensor) else x
 
 
+def tensor(x: Batch, device: torch.device) -> torch.Tensor:
+    """A tensor on `device`; shares memory with `x` where that lies there."""
+    return (x if isinstance(x, torch.Tensor) else torch.from_numpy(x)).to(device)
+
+
 def copy(x: Batch) -> Batch:
     """New memory."""
     return x.clone() if isinstance(x, torch.Tensor) else x.copy()

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlflow.policy import Policy
 from rlflow.random import Noise
 from rlflow.rollout import Rollout
-from tasks.control.batches import Batch, columns, host
+from tasks.control.batches import Batch, columns, host, tensor
 from tasks.control.vector import Step, Vector
 
 
@@ -70,7 +70,7 @@ def collect(vector: Vector, policy: Policy, action_key: str, num_steps: int, gro
     steps: list[Step] = []
     for _ in range(num_steps):
         observations.append(vector.observation)
-        records.append(policy.sample({"observation": torch.as_tensor(observations[-1], device=noise.device)}, noise))
+        records.append(policy.sample({"observation": tensor(observations[-1], noise.device)}, noise))
         steps.append(vector.step(records[-1][action_key].float()))
     action = {k: torch.stack([record[k] for record in records], dim=1) for k in records[0]}
     return _assemble(Block(observations, steps), action, vector, group_size, noise.device)
@@ -79,24 +79,21 @@ def collect(vector: Vector, policy: Policy, action_key: str, num_steps: int, gro
 def _assemble(
     block: Block, action: dict[str, Tensor], vector: Vector, group_size: int, device: torch.device
 ) -> Rollout:
-    def tensor(x: Batch) -> Tensor:
-        return torch.as_tensor(x, device=device)
-
     ends = block.boundary_observation()
     return Rollout(
-        context={"observation": tensor(block.observation)},
+        context={"observation": block.observation.to(device)},
         action=action,
-        mask=tensor(~block.broken),
+        mask=(~block.broken).to(device),
         group=torch.arange(len(vector), device=device) // group_size,
-        reward=tensor(block.reward),
-        terminated=tensor(block.terminated),
-        boundary=tensor(block.boundary()),
-        boundary_context=None if ends is None else {"observation": tensor(ends)},
+        reward=block.reward.to(device),
+        terminated=block.terminated.to(device),
+        boundary=block.boundary().to(device),
+        boundary_context=None if ends is None else {"observation": ends.to(device)},
         decisions_independent=True,
         metrics=_metrics(block),
         extras={
-            "ended": tensor(block.terminated | block.truncated),
-            "reward_terms": {name: tensor(total) for name, total in vector.take_reward_terms().items()},
+            "ended": (block.terminated | block.truncated).to(device),
+            "reward_terms": {name: tensor(total, device) for name, total in vector.take_reward_terms().items()},
         },
     )
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rlflow.policy import Policy
 from rlflow.random import Noise, generator
-from tasks.control.batches import host
+from tasks.control.batches import host, tensor
 from tasks.control.engines import open_vector
 from tasks.control.environments import Spec
 
@@ -87,7 +87,7 @@ def play(spec: Spec, policy: Policy, action_key: str, num_episodes: int, device:
     )
     while alive.any():
         pose = vector.pose(0)
-        context = {"observation": torch.as_tensor(vector.observation, device=device)}
+        context = {"observation": tensor(vector.observation, device)}
         step = vector.step(policy.sample(context, noise, train=False)[action_key].float())
         reward, terminated, truncated, broken = map(host, step[1:5])
         if alive[0]:

@@ -70,7 +70,7 @@ class Vector(ABC):
     """`B` simulators of one id whose episodes are chosen by `(start, episode number)` alone.
 
     Rows with equal `start` share the initial state of their k-th episode, so that a group whose members end together
-    keeps sharing starts.  Observations, rewards and flags are NumPy arrays, or tensors where an engine's `_array` says so.
+    keeps sharing starts.  Observations, rewards, flags are NumPy arrays, or tensors if the engine's `_array` says so.
 
     Attributes:
         observation: `[B, C]` float32, what the next action conditions on. A new array after every step.
@@ -163,8 +163,8 @@ class Vector(ABC):
         rows = np.flatnonzero(host(ended))
         if not len(rows):
             return []
-        episodes = zip(*(host(x)[rows] for x in (self.episode_return, self.elapsed, broken)), strict=True)
-        finished = [(float(total), int(length)) for total, length, is_broken in episodes if not is_broken]
+        total, length, lost = host(self.episode_return), host(self.elapsed), host(broken)
+        finished = [(float(total[i]), int(length[i])) for i in rows if not lost[i]]
         self.episode[rows] += 1
         self.elapsed[ended], self.episode_return[ended] = 0, 0.0
         self.observation = copy(self.observation)
@@ -236,7 +236,7 @@ class GymnasiumVector(Vector):
 
     def _reset(self, rows: Array, seeds: Sequence[int]) -> Array:
         first = [self.envs[i].reset(seed=seed)[0] for i, seed in zip(rows, seeds, strict=True)]
-        return np.stack(first).astype(np.float32)
+        return np.array(first, dtype=np.float32)
 
     def _simulators(self) -> list[Array]:
         return [physics_of(env.model, env.data) for env in self.envs]
