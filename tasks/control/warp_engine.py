@@ -141,12 +141,14 @@ def warp_spec(env_id: str) -> Spec:
     Raises:
         ValueError: Packages missing or of another version; no batched form; a feature that mujoco_warp lacks.
     """
-    _, mjw = packages()
+    wp, mjw = packages()
     spec = gymnasium_spec(env_id)
     env = make(env_id)
     try:
         dynamics_of(env, "warp")
-        mjw.put_model(env.model)
+        # A configuration is read in processes that have no business on the device.
+        with wp.ScopedDevice("cpu"):
+            mjw.put_model(env.model)
     except NotImplementedError as error:
         raise ValueError(
             f"task.engine=warp: expected a model that mujoco_warp steps, found {env_id!r}: {error} "

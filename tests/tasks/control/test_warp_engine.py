@@ -28,6 +28,15 @@ needs_warp = pytest.mark.skipif(
 # balancing 2e-7, Hopper 2e-6; the cheetah's contacts are stiff, 4e-4 in its fastest joint, 8e-5 in 99 of 100.
 CLOSE = 1e-5
 STIFF = 2e-3
+QUICK = [
+    "task.engine=warp",
+    "task.num_steps=8",
+    "task.group_size=2",
+    "task.eval_episodes=2",
+    "task.video=false",
+    "update.epochs=1",
+    "update.updates_per_rollout=2",
+]
 
 
 def seed_of(start, episode):
@@ -171,16 +180,10 @@ def test_a_world_whose_constraints_do_not_fit_is_broken_and_not_trained_on(monke
 
 
 @needs_warp
-def test_an_iteration_trains_evaluates_and_resumes_on_its_rollouts():
-    sizes = ["task.num_steps=8", "task.group_size=2", "task.eval_episodes=2", "task.video=false", "task.engine=warp"]
-    given = [
-        *sizes,
-        "update.epochs=1",
-        "update.updates_per_rollout=2",
-        "trainer.budget=32",
-        "trainer.num_evaluations=2",
-    ]
-    config = resolve("ppo", "control/InvertedPendulum-v5", given)
+@pytest.mark.parametrize(("algorithm", "policy"), [("ppo", "gaussian"), ("flow_grpo", "flow")])
+def test_an_iteration_trains_evaluates_and_resumes_on_its_rollouts(algorithm, policy):
+    given = [*QUICK, f"task.policy={policy}", "trainer.budget=32", "trainer.num_evaluations=2"]
+    config = resolve(algorithm, "control/InvertedPendulum-v5", given)
     tracker = MemoryTracker()
     with tempfile.TemporaryDirectory() as folder:
         points = Points(tracker, lambda _: None)
@@ -194,7 +197,7 @@ def test_an_iteration_trains_evaluates_and_resumes_on_its_rollouts():
     # A checkpoint's environments go on in another process.
     noise = [Noise(generator=generator(0)) for _ in range(2)]
     starts = torch.tensor([config.task.starts()[0]])
-    other = resolve("ppo", "control/InvertedPendulum-v5", given).task
+    other = resolve(algorithm, "control/InvertedPendulum-v5", given).task
     other.load_state_dict(config.task.state_dict())
     with torch.no_grad():
         found, expected = (t.rollout(loop.policy, starts, n) for t, n in zip((other, config.task), noise, strict=True))
@@ -207,10 +210,7 @@ def test_an_iteration_trains_evaluates_and_resumes_on_its_rollouts():
 @needs_warp
 @pytest.mark.parametrize("check", task_checks(), ids=lambda check: check.__name__)
 def test_a_task_passes_the_public_conformance_checks(check):
-    given = ["task.num_steps=8", "task.group_size=2", "task.eval_episodes=2", "task.video=false", "task.engine=warp"]
-    task = resolve(
-        "ppo", "control/InvertedPendulum-v5", [*given, "update.updates_per_rollout=2", "update.epochs=1"]
-    ).task
+    task = resolve("ppo", "control/InvertedPendulum-v5", QUICK).task
     assert check(task) is None
     task.close()
 
