@@ -30,6 +30,7 @@ from gymnasium.envs.mujoco import (
 from numpy.typing import NDArray
 
 from tasks.control import manipulators, walkers
+from tasks.control.batches import copy
 from tasks.control.dynamics import Dynamics
 from tasks.control.environments import Spec, make
 from tasks.control.vector import Transition, Vector, physics_of, restore, warnings_of
@@ -86,7 +87,7 @@ class BatchedVector(Vector):
         return answer
 
     def _advance(self, action: Array) -> Transition:
-        before = self._dynamics.position(self._state).copy()
+        before = copy(self._dynamics.position(self._state))
         if self._threads is None:
             self._simulate(self._chunks[0], action)
         else:
@@ -112,12 +113,13 @@ class BatchedVector(Vector):
         for target, source in self._copies[i]:
             target[...] = source
 
-    def _reset(self, i: int, seed: int) -> Array:
-        observation, _ = self._template.reset(seed=seed)
-        mujoco.mj_copyData(self._data[i], self._model, self._template.data)
-        self._copy(i)
-        answer: Array = observation.astype(np.float32)
-        return answer
+    def _reset(self, rows: Array, seeds: Sequence[int]) -> Array:
+        first = []
+        for i, seed in zip(rows, seeds, strict=True):
+            first.append(self._template.reset(seed=seed)[0])
+            mujoco.mj_copyData(self._data[i], self._model, self._template.data)
+            self._copy(i)
+        return np.array(first, dtype=np.float32)
 
     def _simulators(self) -> list[Array]:
         return [physics_of(self._model, data) for data in self._data]
@@ -138,7 +140,7 @@ def batched_serves(env_id: str) -> bool:
         env.close()
 
 
-def dynamics_of(env: MujocoEnv) -> Dynamics:
+def dynamics_of(env: MujocoEnv, engine: str = "batched") -> Dynamics:
     """The batched form of a Gymnasium environment.
 
     Raises:
@@ -147,6 +149,6 @@ def dynamics_of(env: MujocoEnv) -> Dynamics:
     if type(env) not in DYNAMICS:
         known = ", ".join(sorted(kind.__name__ for kind in DYNAMICS))
         raise ValueError(
-            f"task.engine=batched: expected one of {known}, found {type(env).__name__}; use task.engine=gymnasium"
+            f"task.engine={engine}: expected one of {known}, found {type(env).__name__}; use task.engine=gymnasium"
         )
     return DYNAMICS[type(env)](env)

@@ -1,4 +1,4 @@
-"""The engines by name: the same task and the same transitions in each."""
+"""The engines by name: the same task and, to their precision, the same transitions in each."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from tasks.control.batched import BatchedVector, batched_serves, dynamics_of
 from tasks.control.environments import Spec, gymnasium_spec, make, mujoco_ids
 from tasks.control.envpool_engine import EnvpoolVector, envpool_ids, envpool_spec
 from tasks.control.vector import GymnasiumVector, Vector
+from tasks.control.warp_engine import WarpVector, warp_spec
 
-Engine = Literal["auto", "batched", "gymnasium", "envpool"]
+Engine = Literal["auto", "batched", "gymnasium", "envpool", "warp"]
 
-VECTORS: dict[str, type[Vector]] = {"batched": BatchedVector, "gymnasium": GymnasiumVector, "envpool": EnvpoolVector}
+VECTORS: dict[str, type[Vector]] = {
+    "batched": BatchedVector,
+    "gymnasium": GymnasiumVector,
+    "envpool": EnvpoolVector,
+    "warp": WarpVector,
+}
 
 
 def spec_of(engine: Engine, env_id: str) -> Spec:
@@ -29,6 +35,8 @@ def spec_of(engine: Engine, env_id: str) -> Spec:
     """
     if engine == "envpool":
         return envpool_spec(env_id)
+    if engine == "warp":
+        return warp_spec(env_id)
     if engine == "auto" and ":" not in env_id and env_id not in gymnasium.registry:
         if env_id in envpool_ids():
             return envpool_spec(env_id)

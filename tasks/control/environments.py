@@ -44,7 +44,7 @@ class Spec:
 
     Attributes:
         env_id: Gymnasium's or EnvPool's id.
-        engine: What steps it: `batched`, `gymnasium` or `envpool`.
+        engine: What steps it: `batched`, `gymnasium`, `envpool` or `warp`.
         observation_dim: C.
         action_low: `[A]` float32; actions are clipped to the box before the step, as costs are computed on them.
         action_high: `[A]` float32.

@@ -61,11 +61,12 @@ class EnvpoolVector(Vector):
             terms=terms,
         )
 
-    def _reset(self, i: int, seed: int) -> Array:
-        self._actions[i] = []
-        observation, _ = self._pool.reset(np.array([i], dtype=np.int32))
-        answer: Array = _flat(observation)[0]
-        return answer
+    def _reset(self, rows: Array, seeds: Sequence[int]) -> Array:
+        first = []
+        for i in rows:
+            self._actions[i] = []
+            first.append(_flat(self._pool.reset(np.array([i], dtype=np.int32))[0])[0])
+        return np.stack(first)
 
     def _simulators(self) -> list[Array]:
         """The actions of each row's episode, flat, filled up with NaN to one length."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rlflow.policy import Policy
 from rlflow.random import Noise, generator
+from tasks.control.batches import host, tensor
 from tasks.control.engines import open_vector
 from tasks.control.environments import Spec
 
@@ -86,15 +87,16 @@ def play(spec: Spec, policy: Policy, action_key: str, num_episodes: int, device:
     )
     while alive.any():
         pose = vector.pose(0)
-        context = {"observation": torch.from_numpy(vector.observation).to(device)}
-        step = vector.step(policy.sample(context, noise, train=False)[action_key].float().cpu().numpy())
+        context = {"observation": tensor(vector.observation, device)}
+        step = vector.step(policy.sample(context, noise, train=False)[action_key].float())
+        reward, terminated, truncated, broken = map(host, step[1:5])
         if alive[0]:
             result.poses.append(pose)
-            result.rewards.append(float(step.reward[0]))
-        result.returns[alive] += step.reward[alive]
+            result.rewards.append(float(reward[0]))
+        result.returns[alive] += reward[alive]
         result.lengths[alive] += 1
-        result.terminated |= alive & step.terminated
-        result.broken |= alive & step.broken
-        alive &= ~(step.terminated | step.truncated | step.broken)
+        result.terminated |= alive & terminated
+        result.broken |= alive & broken
+        alive &= ~(terminated | truncated | broken)
     vector.close()
     return result

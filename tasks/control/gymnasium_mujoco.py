@@ -41,7 +41,7 @@ class GymnasiumMujoco(Task):
         env_id: Gymnasium's or EnvPool's id; given by the name, or by the preset of a short name.
         engine: What steps the simulators, with equal transitions: `batched`, threads and vectorised rewards;
             `gymnasium`, any id, slower; `envpool` (extra), DM Control too, no videos; `auto`, the first of these that
-            serves the id.
+            serves the id; `warp` (extra), thousands of environments on a CUDA device, in float32.
         policy: `gaussian`, a state-independent Normal; `flow`, a velocity field over actions.
         num_steps: T, environment steps per environment and rollout. Too few: the critic biases the advantage; too many:
             few updates for the same budget.

@@ -13,6 +13,7 @@ import torch
 from gymnasium.envs.mujoco import MujocoEnv
 from numpy.typing import NDArray
 
+from tasks.control.batches import Batch, copy, finite, host, like, namespace
 from tasks.control.environments import Spec, make
 
 Array = NDArray[Any]
@@ -26,22 +27,22 @@ DERIVED = ("xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", 
 
 
 class Step(NamedTuple):
-    """What one action of every environment led to.
+    """What one action of every environment led to, in the arrays of the engine.
 
     Attributes:
         next_observation: `[B, C]` float32, the true next observation, also where the episode ended.
-        reward: `[B]` float64, raw; NaN where the action is not finite.
+        reward: `[B]` raw; NaN where the action is not finite. Of the simulators' precision.
         terminated: `[B]` bool.
         truncated: `[B]` bool, time limit reached without termination.
         broken: `[B]` bool, the simulator became unstable: the transition is none, and a new episode has begun.
         finished: `(return, length)` of each episode that ended, broken ones excepted.
     """
 
-    next_observation: Array
-    reward: Array
-    terminated: Array
-    truncated: Array
-    broken: Array
+    next_observation: Batch
+    reward: Batch
+    terminated: Batch
+    truncated: Batch
+    broken: Batch
     finished: list[tuple[float, int]]
 
 
@@ -53,23 +54,23 @@ class Transition:
         observation: `[B, C]` float32.
         reward: `[B]`, raw.
         terminated: `[B]` bool.
-        unstable: `[B]` bool: MuJoCo found its state not finite or huge and has silently put the model's initial state
-            in its place, so that observation and reward are of another world.
+        unstable: `[B]` bool: the simulator's state was not finite or huge. MuJoCo has then silently put the model's
+            initial state in its place, so that observation and reward are of another world.
         terms: Components of the reward, `[B]` each.
     """
 
-    observation: Array
-    reward: Array
-    terminated: Array
-    unstable: Array
-    terms: dict[str, Array]
+    observation: Batch
+    reward: Batch
+    terminated: Batch
+    unstable: Batch
+    terms: dict[str, Batch]
 
 
 class Vector(ABC):
     """`B` simulators of one id whose episodes are chosen by `(start, episode number)` alone.
 
     Rows with equal `start` share the initial state of their k-th episode, so that a group whose members end together
-    keeps sharing starts.
+    keeps sharing starts.  Observations, rewards, flags are NumPy arrays, or tensors if the engine's `_array` says so.
 
     Attributes:
         observation: `[B, C]` float32, what the next action conditions on. A new array after every step.
@@ -89,39 +90,41 @@ class Vector(ABC):
         size = len(starts)
         self.start = np.array(starts, dtype=np.int64)
         self.episode = np.zeros(size, dtype=np.int64)
-        self.elapsed = np.zeros(size, dtype=np.int64)
-        self.episode_return = np.zeros(size, dtype=np.float64)
-        self.observation: Array = np.stack([self._begin(i) for i in range(size)])
-        self.reward_terms: dict[str, Array] = {}
+        self.elapsed: Batch = self._array(np.zeros(size, dtype=np.int64))
+        self.episode_return: Batch = self._array(np.zeros(size, dtype=np.float64))
+        self._low, self._high = self._array(spec.action_low), self._array(spec.action_high)
+        self.observation: Batch = self._begin(np.arange(size))
+        self.reward_terms: dict[str, Batch] = {}
 
     def __len__(self) -> int:
         """B."""
         return len(self.start)
 
-    def step(self, action: Array) -> Step:
-        """Clip `action [B, A]` to the action space, advance every simulator, reset those whose episode ended."""
-        healthy = np.asarray(np.isfinite(action).all(axis=1))
-        clipped = np.clip(np.where(healthy[:, None], action, 0.0), self.spec.action_low, self.spec.action_high)
-        after = self._advance(clipped.astype(np.float32))
+    def step(self, action: Batch) -> Step:
+        """Clip `action [B, A]` to the action space, advance every simulator, reset those whose episode ended.
+
+        Args:
+            action: Array or tensor of any device.
+        """
+        action = like(action, self._low)
+        where = namespace(action).where
+        healthy = finite(action).all(1)
+        after = self._advance(where(healthy[:, None], action, 0.0).clip(self._low, self._high))
         observation, reward = after.observation, after.reward
-        broken = after.unstable | ~np.isfinite(observation).all(axis=1) | ~np.isfinite(reward)
+        broken = after.unstable | ~finite(observation).all(1) | ~finite(reward)
         terminated = after.terminated & ~broken
         observation[broken], reward[broken] = 0.0, 0.0
         reward[~healthy] = np.nan
         for name, value in after.terms.items():
-            self.reward_terms[name] = self.reward_terms.get(name, 0.0) + np.where(broken, 0.0, value)
+            self.reward_terms[name] = self.reward_terms.get(name, 0.0) + where(broken, 0.0, value)
         self.elapsed += 1
         self.episode_return += reward
-        truncated: Array = (self.elapsed >= self.spec.max_episode_steps) & ~terminated & ~broken
-        self.observation, finished = observation, []
-        ended = np.flatnonzero(terminated | truncated | broken)
-        if len(ended):
-            self.observation = observation.copy()
-            results = [self._end_episode(i) for i in ended]
-            finished = [result for i, result in zip(ended, results, strict=True) if not broken[i]]
+        truncated = (self.elapsed >= self.spec.max_episode_steps) & ~terminated & ~broken
+        self.observation = observation
+        finished = self._end_episodes(terminated | truncated | broken, broken)
         return Step(observation, reward, terminated, truncated, broken, finished)
 
-    def take_reward_terms(self) -> dict[str, Array]:
+    def take_reward_terms(self) -> dict[str, Batch]:
         """The summed reward components since the last call, by name without its `reward_` prefix."""
         taken, self.reward_terms = self.reward_terms, {}
         return taken
@@ -136,7 +139,7 @@ class Vector(ABC):
             "elapsed": self.elapsed,
             "episode_return": self.episode_return,
         }
-        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+        return {name: torch.from_numpy(host(array).copy()) for name, array in arrays.items()}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Continue exactly where `state_dict` was taken.
@@ -150,18 +153,27 @@ class Vector(ABC):
                 "resume with the same groups_per_rollout and group_size"
             )
         for name in ("observation", "start", "episode", "elapsed", "episode_return"):
-            setattr(self, name, state[name].numpy().copy())
+            setattr(self, name, copy(like(state[name], getattr(self, name))))
         self._restore(list(state["simulator"].numpy()))
 
-    def _begin(self, i: int) -> Array:
-        return self._reset(i, self._seed_of(int(self.start[i]), int(self.episode[i])))
+    def _begin(self, rows: Array) -> Batch:
+        return self._reset(rows, [self._seed_of(int(self.start[i]), int(self.episode[i])) for i in rows])
 
-    def _end_episode(self, i: int) -> tuple[float, int]:
-        result = (float(self.episode_return[i]), int(self.elapsed[i]))
-        self.episode[i] += 1
-        self.elapsed[i], self.episode_return[i] = 0, 0.0
-        self.observation[i] = self._begin(i)
-        return result
+    def _end_episodes(self, ended: Batch, broken: Batch) -> list[tuple[float, int]]:
+        rows = np.flatnonzero(host(ended))
+        if not len(rows):
+            return []
+        total, length, lost = host(self.episode_return), host(self.elapsed), host(broken)
+        finished = [(float(total[i]), int(length[i])) for i in rows if not lost[i]]
+        self.episode[rows] += 1
+        self.elapsed[ended], self.episode_return[ended] = 0, 0.0
+        self.observation = copy(self.observation)
+        self.observation[ended] = self._begin(rows)
+        return finished
+
+    def _array(self, value: Array) -> Batch:
+        """What this engine computes with, and where."""
+        return value
 
     @abstractmethod
     def close(self) -> None:
@@ -172,12 +184,12 @@ class Vector(ABC):
         """Generalised positions `[nq]` of simulator `i`, e.g. to render it later."""
 
     @abstractmethod
-    def _advance(self, action: Array) -> Transition:
+    def _advance(self, action: Batch) -> Transition:
         """Step every simulator by the clipped `action [B, A]` float32, without resets."""
 
     @abstractmethod
-    def _reset(self, i: int, seed: int) -> Array:
-        """Reset simulator `i` as Gymnasium does with this seed; its first observation `[C]` float32."""
+    def _reset(self, rows: Array, seeds: Sequence[int]) -> Batch:
+        """Reset these simulators as Gymnasium does with these seeds; first observations `[n, C]` float32."""
 
     @abstractmethod
     def _simulators(self) -> list[Array]:
@@ -222,10 +234,9 @@ class GymnasiumVector(Vector):
             after.unstable[i] = warnings_of(env.data).any()
         return after
 
-    def _reset(self, i: int, seed: int) -> Array:
-        observation, _ = self.envs[i].reset(seed=seed)
-        answer: Array = observation.astype(np.float32)
-        return answer
+    def _reset(self, rows: Array, seeds: Sequence[int]) -> Array:
+        first = [self.envs[i].reset(seed=seed)[0] for i, seed in zip(rows, seeds, strict=True)]
+        return np.array(first, dtype=np.float32)
 
     def _simulators(self) -> list[Array]:
         return [physics_of(env.model, env.data) for env in self.envs]

@@ -28,10 +28,7 @@ def step_of(t, *, terminated=(), truncated=(), broken=()):
 
 
 def filled(steps):
-    block = Block(5, len(steps), 1)
-    for t, step in enumerate(steps):
-        block.add(t, np.full((5, 1), float(t), dtype=np.float32), {}, step)
-    return block
+    return Block([np.full((5, 1), float(t), dtype=np.float32) for t in range(len(steps))], steps)
 
 
 def test_a_broken_step_is_cut_out_of_its_trace():
@@ -43,10 +40,10 @@ def test_a_broken_step_is_cut_out_of_its_trace():
         ]
     )
     broken = [[0, 1, 0], [1, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0]]
-    assert block.broken.astype(int).tolist() == broken
+    assert block.broken.int().tolist() == broken
     # Row 0 ends before its broken step 1, row 2 before 2; row 1 has nothing before 0; row 3 had ended at 0 anyway.
-    assert block.boundary().astype(int).tolist() == [[1, 1, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1], [0, 0, 1]]
-    assert block.terminated.astype(int).tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 1], [1, 1, 0], [0, 0, 0]]
+    assert block.boundary().int().tolist() == [[1, 1, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1], [0, 0, 1]]
+    assert block.terminated.int().tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 1], [1, 1, 0], [0, 0, 0]]
     # Open boundaries in row-major order: (0, 0) before step 1, (0, 2), (1, 2), (2, 1) before step 2, (3, 2), (4, 2).
     assert block.boundary_observation()[:, 0, 0].tolist() == [1.0, 3.0, 3.0, 2.0, 3.0, 3.0]
 
@@ -57,9 +54,8 @@ def test_the_advantage_before_a_broken_step_looks_no_further_than_its_observatio
     value[0] = torch.tensor([0.5, 4.0, 7.0])
     # V of the observation before the broken step is 4: 1 + .5 * 4 - .5.
     following = torch.tensor([[4.0, 0.0, 0.0]]).expand(5, 3)
-    reward = torch.from_numpy(block.reward)
-    flags = torch.from_numpy(block.terminated), torch.from_numpy(block.boundary())
-    advantage = gae(reward, value, following, *flags, gamma=0.5, lam=1.0)
+    flags = block.terminated, block.boundary()
+    advantage = gae(block.reward, value, following, *flags, gamma=0.5, lam=1.0)
     assert advantage[0, 0].item() == pytest.approx(2.5, abs=EXACT)
 
 

@@ -1,4 +1,5 @@
 from functools import partial
+from importlib.util import find_spec
 
 import gymnasium
 import numpy as np
@@ -6,14 +7,17 @@ import pytest
 import torch
 
 from tasks.control.batched import BatchedVector, batched_serves
+from tasks.control.batches import copy
 from tasks.control.engines import open_vector, spec_of
 from tasks.control.environments import mujoco_ids
 from tasks.control.vector import GymnasiumVector
 
-EXACT = 0.0
-
-
 CLOSE = 1e-9
+# Squares of actions stay in float32, whose sums torch takes in another order.
+ACTIONS = 1e-6
+needs_warp = pytest.mark.skipif(
+    find_spec("mujoco_warp") is None, reason="needs mujoco_warp: pip install 'rlflow[warp]'"
+)
 
 
 def opened(engine, env_id, starts, seed_of):
@@ -25,7 +29,7 @@ def Engine(request):
     return partial(opened, request.param)
 
 
-@pytest.fixture(params=["gymnasium", "batched", "envpool"])
+@pytest.fixture(params=["gymnasium", "batched", "envpool", pytest.param("warp", marks=needs_warp)])
 def AnyEngine(request):
     return partial(opened, request.param)
 
@@ -75,6 +79,25 @@ def test_the_batched_engine_makes_gymnasiums_transitions(env_id):
     assert terms.keys() == their_terms.keys()
     for name, total in their_terms.items():
         assert np.allclose(terms[name], total, rtol=CLOSE, atol=CLOSE), name
+
+
+@pytest.mark.parametrize("env_id", mujoco_ids())
+def test_task_functions_say_of_tensors_what_they_say_of_arrays(env_id):
+    vector = opened("batched", env_id, [3, 4, 5], same_seed)
+    task = vector._dynamics
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        before = copy(task.position(vector._state))
+        action = rng.standard_normal((3, vector.spec.action_dim)).astype(np.float32)
+        vector._advance(action)
+        state = {name: torch.from_numpy(value.copy()) for name, value in vector._state.items()}
+        found = task.outcome(torch.from_numpy(before), state, torch.from_numpy(action))
+        expected = task.outcome(before, vector._state, action)
+        assert isinstance(found.terminated, torch.Tensor)
+        assert torch.equal(found.terminated, torch.from_numpy(expected.terminated))
+        assert np.allclose(task.observation(state), task.observation(vector._state), rtol=CLOSE, atol=CLOSE)
+        assert np.allclose(found.reward, expected.reward, rtol=ACTIONS, atol=ACTIONS)
+        assert found.terms.keys() == expected.terms.keys()
 
 
 def test_an_id_without_a_batched_form_is_served_by_gymnasium_and_refused_by_name():
@@ -161,8 +184,8 @@ def test_actions_are_clipped_before_costs_are_computed(AnyEngine):
 def test_an_action_that_is_not_finite_gives_a_reward_that_is_not_finite(AnyEngine):
     vector = AnyEngine("InvertedPendulum-v5", [0, 1], same_seed)
     step = vector.step(np.array([[np.nan], [0.0]], dtype=np.float32))
-    assert np.isnan(step.reward[0])
-    assert np.isfinite(step.reward[1])
+    assert np.isnan(float(step.reward[0]))
+    assert np.isfinite(float(step.reward[1]))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +204,24 @@ def test_environments_that_cannot_run_are_refused_with_a_way_out(env_id, message
         spec_of("auto", env_id)
 
 
-def test_dict_observations_are_refused():
+EVERY_ENGINE = ["auto", "batched", "gymnasium", "envpool", pytest.param("warp", marks=needs_warp)]
+
+
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        ("HalfCheeta-v5", "unknown .*environment 'HalfCheeta-v5'; did you mean HalfCheetah-v5"),
+        ("CartPole-v1", "expected a flat Box of continuous actions, found Discrete"),
+    ],
+)
+def test_every_engine_refuses_an_unknown_id_and_discrete_actions(engine, env_id, message):
+    with pytest.raises(ValueError, match=message):
+        spec_of(engine, env_id)
+
+
+@pytest.mark.parametrize("engine", [e for e in EVERY_ENGINE if e != "envpool"])
+def test_dict_observations_are_refused(engine):
     class Maze(gymnasium.Env):
         observation_space = gymnasium.spaces.Dict({"goal": gymnasium.spaces.Box(-1, 1, (2,))})
         action_space = gymnasium.spaces.Box(-1, 1, (2,))
@@ -189,7 +229,7 @@ def test_dict_observations_are_refused():
     gymnasium.register("RlflowMaze-v0", entry_point=Maze, max_episode_steps=5, disable_env_checker=True)
     try:
         with pytest.raises(ValueError, match="expected flat Box observations, found Dict"):
-            spec_of("auto", "RlflowMaze-v0")
+            spec_of(engine, "RlflowMaze-v0")
     finally:
         gymnasium.registry.pop("RlflowMaze-v0")
 

@@ -101,6 +101,36 @@ def test_termination_keeps_the_true_next_observation_and_no_step_is_a_reset():
     assert not np.array_equal(step.next_observation, first)
 
 
+@pytest.mark.parametrize("part", ["observation", "reward"])
+def test_a_simulator_that_gives_no_number_ends_its_episode_without_a_transition(part):
+    vector, undisturbed = (opened("HalfCheetah-v5", [3, 4]) for _ in range(2))
+    walk(vector, 2)
+    walk(undisturbed, 2)
+    pool = vector._pool
+
+    class Unstable:
+        """The pool, whose first simulator has lost its state: EnvPool lets nobody set one."""
+
+        reset, close, action_space = pool.reset, pool.close, pool.action_space
+
+        def step(self, action):
+            after = list(pool.step(action))
+            place = ("observation", "reward").index(part)
+            after[place] = after[place].copy()
+            after[place][0] = np.nan
+            return after
+
+    vector._pool = Unstable()
+    action = np.zeros((2, 6), dtype=np.float32)
+    step, expected = vector.step(action), undisturbed.step(action)
+    assert (step.broken.tolist(), step.reward[0], step.terminated[0], step.finished) == ([True, False], 0.0, False, [])
+    assert np.array_equal(step.next_observation[1], expected.next_observation[1])
+    assert (vector.episode.tolist(), vector.elapsed.tolist()) == ([1, 0], [0, 3])
+    assert np.isfinite(vector.take_reward_terms()["run"]).all()
+    vector._pool = pool
+    assert not vector.step(action).broken.any()
+
+
 def test_an_episode_of_dm_control_is_truncated_at_its_time_limit():
     vector = opened("PointMassEasy-v1", [0, 0])
     steps = walk(vector, 1001)
