@@ -34,6 +34,10 @@ class Update:
         epochs: Passes over the rollout. Too many: the ratio leaves the clip range.
         updates_per_rollout: Optimiser steps per rollout, all epochs together.
         micro_batch: Rows per forward pass (0 = whole minibatch); changes memory and speed, not the result.
+        refill: Rollouts that an iteration may collect beyond its first, to replace groups whose members all return the
+            same (DAPO's dynamic sampling, arXiv 2503.14476, section 3.2; 0 = off). All of them consume budget. Too
+            few: groups that teach nothing stay in the batch; too many: late in training most of the budget goes into
+            groups that are thrown away.
         ema: Decay of the averaged weights that are evaluated (0 = evaluate the trained weights).
     """
 
@@ -50,6 +54,7 @@ class Update:
     epochs: int = 1
     updates_per_rollout: int = 2
     micro_batch: int = 0
+    refill: int = 0
     ema: float = 0.0
 
 
