@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlflow.advantage import episode_return, group_advantage, returns_to_go, zero_std_fraction
 from rlflow.algorithm import Algorithm, Loss
+from rlflow.distributed import masked_moments
 from rlflow.kl_penalty import METRIC, WEIGHT, KlPenalty
 from rlflow.policy import Policy
 from rlflow.rollout import Minibatch, Rollout, Targets
@@ -86,7 +87,7 @@ class FlowGrpo(Algorithm):
         if self.beta > 0 and self.kl_in == "reward":
             penalty = self.kl.in_reward(policy, rollout)
             reward = reward - rollout.controls.get(WEIGHT, self.beta) * penalty
-            metrics[METRIC] = penalty[rollout.mask].mean()
+            metrics[METRIC] = masked_moments(penalty, rollout.mask)[0]
         elif self.beta > 0:
             tensors |= self.kl.anchors(policy, rollout)
         if self.credit == "to_go":

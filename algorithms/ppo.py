@@ -79,7 +79,7 @@ class Ppo(Algorithm):
         if self.kl_weight != 0 and self.kl_in == "reward":
             penalty = self.kl.in_reward(policy, rollout)
             reward = reward - rollout.controls.get(WEIGHT, self.kl_weight) * penalty
-            metrics[METRIC] = penalty[rollout.mask].mean()
+            metrics[METRIC] = masked_moments(penalty, rollout.mask)[0]
         elif self.kl_weight != 0:
             tensors |= self.kl.anchors(policy, rollout)
         value: Tensor = policy.value(rollout)

@@ -117,9 +117,9 @@ def test_a_recentred_log_ratio_has_its_own_divergence_back_and_the_scale_of_the_
 
 
 def test_the_dual_clip_bounds_bad_decisions_only():
-    surrogate, advantage = torch.tensor([[[10.0, 4.0]], [[-5.0, -7.0]]]), torch.tensor([[-2.0], [1.0]])
-    # A = -2, c = 3: at most 6. A > 0: as it was, also where the loss is below -3.
-    assert dual_clipped(surrogate, advantage, limit=3.0).tolist() == [[[6.0, 4.0]], [[-5.0, -7.0]]]
+    surrogate, advantage = torch.tensor([[[10.0, 4.0]], [[-2.0, -7.0]]]), torch.tensor([[-2.0], [1.0]])
+    # A = -2, c = 3: at most 6. A > 0: as it was, on either side of -3.
+    assert dual_clipped(surrogate, advantage, limit=3.0).tolist() == [[[6.0, 4.0]], [[-2.0, -7.0]]]
 
 
 def test_leaving_is_the_side_that_the_advantage_pushes_to():
