@@ -86,6 +86,13 @@ def test_the_estimator_in_the_reward_by_hand(estimator, penalties):
     assert float(targets.metrics["ref_kl"]) == pytest.approx(sum(penalties) / 2, abs=EXACT)
 
 
+def test_masked_decisions_have_no_penalty():
+    # The exact KL of a policy is not 0 behind the end of a text.
+    rollout = block([[0.0, 0.0]], mask=torch.tensor([[True, False]]))
+    policy = FakePolicy(kl=torch.tensor([[[1.0, 2.0], [5.0, 5.0]]]))
+    assert KlPenalty(estimator="exact").in_reward(policy, rollout).tolist() == [[3.0, 0.0]]
+
+
 def test_groups_are_compared_after_the_penalty_in_the_reward():
     rollout = block([[1.0, 0.0], [1.0, 0.0]], old_log_prob=torch.tensor([[[0.0], [0.0]], [[2.0], [9.0]]]))
     rollout.mask = torch.tensor([[True, True], [True, False]])
