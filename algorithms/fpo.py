@@ -57,15 +57,13 @@ class Fpo(Algorithm):
         """Only where the group is the baseline."""
         return self.baseline == "group"
 
+    drops_silent_groups = needs_groups
+
     @property
     def requires(self) -> frozenset[str]:
         """A bound, a critic unless the group is the baseline, a reference if beta asks for it."""
-        wanted = {"elbo"}
-        if self.baseline == "value":
-            wanted.add("value")
-        if self.beta > 0:
-            wanted.add("reference")
-        return frozenset(wanted)
+        asked = {"elbo": True, "value": self.baseline == "value", "reference": self.beta > 0}
+        return frozenset(name for name, needed in asked.items() if needed)
 
     def targets(self, policy: Policy, rollout: Rollout) -> Targets:
         """Old bounds `[B, T, N]` at the stored probes, advantages and returns `[B, T]`."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
 from rlflow.advantage import group_moments, returns_to_go, whiten
 from rlflow.algorithm import Algorithm, Loss
-from rlflow.loss import clip_fraction, clipped_surrogate, k1, k2, ratio
+from rlflow.loss import k1, k2
 from rlflow.policy import Policy
 from rlflow.rollout import Minibatch, Rollout, Targets
+from rlflow.surrogate import Surrogate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class ReinforcePP(Algorithm):
         beta: KL weight. Too low: drifts from the reference; too high: no gain.
         gamma: Discount per decision (1 for single decisions and tokens).
         clip: Clip range of the ratio.
+        clip_high: Upper clip range where it differs (DAPO's clip-higher); None means `clip`.
+        surrogate: Ratio, trust region, weights and mean of the policy term.
         reward_clip: Limit of |reward| per decision (0 = off).
         k1_clamp: Limit of each decision's |k1|.
     """
@@ -32,6 +35,8 @@ class ReinforcePP(Algorithm):
     beta: float = 0.01
     gamma: float = 1.0
     clip: float = 0.2
+    clip_high: float | None = None
+    surrogate: Surrogate = field(default_factory=Surrogate)
     reward_clip: float = 10.0
     k1_clamp: float = 10.0
 
@@ -43,7 +48,7 @@ class ReinforcePP(Algorithm):
     @property
     def requires(self) -> frozenset[str]:
         """Likelihoods of policy and reference."""
-        return frozenset({"log_prob", "reference"})
+        return self.surrogate.requires | {"reference"}
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -56,7 +61,7 @@ class ReinforcePP(Algorithm):
         if self.reward_clip > 0:
             reward = reward.clamp(-self.reward_clip, self.reward_clip)
         metrics: dict[str, torch.Tensor | float] = {}
-        tensors = {}
+        tensors = self.surrogate.anchors(policy, rollout)
         ref_log_prob = policy.ref_log_prob(rollout)
         if self.variant == "plain":
             penalty = k1(rollout.behaviour_log_prob, ref_log_prob).sum(-1).clamp(-self.k1_clamp, self.k1_clamp)
@@ -73,13 +78,12 @@ class ReinforcePP(Algorithm):
 
     def loss(self, policy: Policy, minibatch: Minibatch) -> Loss:
         """Clipped ratio per (T, K), plus beta * k2 in the `baseline` variant."""
+        clip = {"clip_low": self.clip, "clip_high": self.clip if self.clip_high is None else self.clip_high}
         log_prob = policy.log_prob(minibatch)
-        rho = ratio(log_prob, minibatch.behaviour_log_prob)
-        clip = {"clip_low": self.clip, "clip_high": self.clip}
-        terms = {"policy": minibatch.mean(clipped_surrogate(rho, minibatch.targets["advantage"], **clip))}
-        metrics = {"clip_fraction": minibatch.mean(clip_fraction(rho, **clip)), "ratio": minibatch.mean(rho.detach())}
+        term, metrics = self.surrogate.term(policy, minibatch, log_prob, **clip)
+        terms = {"policy": term}
         if self.variant == "baseline" and self.beta > 0:
-            kl = minibatch.mean(k2(log_prob, minibatch.targets["ref_log_prob"]))
-            terms["kl"] = self.beta * kl
-            metrics["ref_k2"] = kl.detach()
+            kl = k2(log_prob, minibatch.targets["ref_log_prob"])
+            terms["kl"] = self.beta * self.surrogate.aggregate(minibatch, kl)
+            metrics["ref_k2"] = minibatch.mean(kl.detach())
         return Loss(terms=terms, metrics=metrics)

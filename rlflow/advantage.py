@@ -13,6 +13,9 @@ from rlflow.rollout import Rollout
 STD_FLOOR = 1e-4
 """Added to a group's standard deviation, as in Flow-GRPO (arXiv 2505.05470, eq. 4) and its code."""
 
+SILENT = 1e-8
+"""Up to this standard deviation the returns of a group count as equal: what is left is rounding."""
+
 
 def gae(
     reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, boundary: Tensor, *, gamma: float, lam: float
@@ -117,7 +120,7 @@ def group_advantage(x: Tensor, group: Tensor, mask: Tensor, *, scale: str, clip:
         clip: Limit of the absolute value (0 = off).
     """
     mean, std = group_moments(x, group, mask)
-    centred = torch.where(mask & (std > 1e-8), x - mean, 0.0)
+    centred = torch.where(mask & (std > SILENT), x - mean, 0.0)
     if scale == "group":
         centred = centred / (std + STD_FLOOR)
     elif scale == "batch":
@@ -142,5 +145,5 @@ def episode_return(reward: Tensor, mask: Tensor) -> Tensor:
 def zero_std_fraction(x: Tensor, group: Tensor, mask: Tensor) -> Tensor:
     """Share of unmasked decisions whose group gives no learning signal, over all ranks."""
     _, std = group_moments(x, group, mask)
-    silent = all_sum(torch.stack([((std <= 1e-8) & mask).sum().double(), mask.sum().double()]))
+    silent = all_sum(torch.stack([((std <= SILENT) & mask).sum().double(), mask.sum().double()]))
     return silent[0] / silent[1].clamp_min(1)

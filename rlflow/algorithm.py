@@ -48,6 +48,24 @@ class Algorithm(ABC):
         """Consecutive decisions that one row of a minibatch holds where decisions are independent."""
         return 1
 
+    @property
+    def drops_silent_groups(self) -> bool:
+        """Whether a group whose members return the same teaches nothing, so that another may take its place."""
+        return False
+
+    @property
+    def controls(self) -> dict[str, float]:
+        """Scalars that change between iterations, e.g. an adaptive weight, at their start.
+
+        The loop keeps them in the checkpoint, logs them as `update/NAME` and hands them to `targets` and `loss` as
+        `rollout.controls`.
+        """
+        return {}
+
+    def adjusted(self, controls: dict[str, float], metrics: dict[str, float]) -> dict[str, float]:
+        """The controls of the next iteration, from what this one logs (the same on all ranks)."""
+        return controls
+
     @abstractmethod
     def targets(self, policy: Policy, rollout: Rollout) -> Targets:
         """Targets of a scored rollout, before any update of this iteration; called without gradient."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from rlflow.rollout import Minibatch
+from rlflow.rollout import LIKELIHOODS, Minibatch
 
 
 def by_length(part: Minibatch, max_decisions: int) -> Iterator[Minibatch]:
@@ -48,6 +48,6 @@ def _narrowed(part: Minibatch, width: int) -> Minibatch:
         reward=part.reward[:, :width],
         terminated=part.terminated[:, :width],
         boundary=part.boundary[:, :width],
-        old_log_prob=None if part.old_log_prob is None else part.old_log_prob[:, :width],
+        **{name: x[:, :width] for name in LIKELIHOODS if (x := getattr(part, name)) is not None},
         targets={name: leaf[:, :width] for name, leaf in part.targets.items()},
     )

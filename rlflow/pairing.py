@@ -22,6 +22,7 @@ def check_config(config: Config) -> None:
             f"task.group_size: {config.algorithm_name} compares rollouts within a group and needs at least 2, "
             f"found {task.group_size}; set task.group_size=8"
         )
+    _check_refill(config)
     sizes = {
         "task.groups_per_rollout": task.groups_per_rollout,
         "task.group_size": task.group_size,
@@ -52,6 +53,18 @@ def check_config(config: Config) -> None:
     if trainer.precision.startswith("16"):
         raise ConfigError(
             f"trainer.precision: {trainer.precision} needs a loss scaler, which moves log-probs; use bf16-mixed"
+        )
+
+
+def _check_refill(config: Config) -> None:
+    refill, name = config.update.refill, config.algorithm_name
+    if refill < 0:
+        raise ConfigError(f"update.refill: expected 0 (off) or a number of rollouts, found {refill}")
+    if refill and not config.algorithm.drops_silent_groups:
+        raise ConfigError(
+            f"update.refill: expected 0, found {refill}: with this configuration {name} also learns from groups whose "
+            "members return the same, and replacing them would bias it; set update.refill=0, or an algorithm (or "
+            "baseline) that compares whole rollouts within their group"
         )
 
 

@@ -77,6 +77,28 @@ class Entropy(Protocol):
         """`[B, T]`, differentiable."""
 
 
+@runtime_checkable
+class Divergence(Protocol):
+    """Closed-form divergence of each refinement step from the distribution that it was drawn from."""
+
+    def moments(self, rollout: Rollout) -> Tensor:
+        """`[B, T, K, ...]` parameters of each step's distribution, as `divergence` wants them."""
+
+    def divergence(self, rollout: Rollout, old_moments: Tensor) -> Tensor:
+        """`[B, T, K]` KL(old, policy) of each step, reduced like `log_prob`, differentiable."""
+
+
+@runtime_checkable
+class Steps(Protocol):
+    """Refinement steps that follow a time grid and add noise of a known size."""
+
+    def step_std(self, rollout: Rollout) -> Tensor:
+        """`[B, T, K]` standard deviation of each step's noise."""
+
+    def step_length(self, rollout: Rollout) -> Tensor:
+        """`[B, T, K]` time that each step covers, positive."""
+
+
 PROTOCOLS: dict[str, type] = {
     "log_prob": LogProb,
     "elbo": Elbo,
@@ -84,12 +106,14 @@ PROTOCOLS: dict[str, type] = {
     "partition": Partition,
     "reference": Referenced,
     "entropy": Entropy,
+    "divergence": Divergence,
+    "steps": Steps,
 }
 
 
 def capabilities(policy_class: type) -> frozenset[str]:
     """Names of the protocols that a policy class implements, without building it."""
-    wanted = {"reference": "kl", "partition": "log_partition"}
+    wanted = {"reference": "kl", "partition": "log_partition", "steps": "step_std"}
     return frozenset(name for name in PROTOCOLS if hasattr(policy_class, wanted.get(name, name)))
 
 
@@ -136,6 +160,10 @@ class Policy(nn.Module, ABC):
         def kl(self, rollout: Rollout) -> Tensor: ...  # noqa: D102
         def ref_log_prob(self, rollout: Rollout) -> Tensor: ...  # noqa: D102
         def entropy(self, rollout: Rollout) -> Tensor: ...  # noqa: D102
+        def moments(self, rollout: Rollout) -> Tensor: ...  # noqa: D102
+        def divergence(self, rollout: Rollout, old_moments: Tensor) -> Tensor: ...  # noqa: D102
+        def step_std(self, rollout: Rollout) -> Tensor: ...  # noqa: D102
+        def step_length(self, rollout: Rollout) -> Tensor: ...  # noqa: D102
 
     def __init__(self, requires: frozenset[str], reference: str = "initial") -> None:
         super().__init__()

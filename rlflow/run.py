@@ -212,7 +212,7 @@ def _trained(loop: Loop, points: Points) -> tuple[Outcome, str]:
     (loop.folder / TRACEBACK).unlink(missing_ok=True)
     try:
         with stop.listening():
-            if loop.iteration < loop.config.num_iterations:
+            if not loop.is_done:
                 build_trainer(loop.config, loop.folder, [stop]).fit(loop)
     except DivergedError as error:
         return "diverged", str(error)

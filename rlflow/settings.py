@@ -37,6 +37,10 @@ class Update:
         micro_batch_decisions: Decisions (tokens) per forward pass, padding included (0 = no limit): rows of like length
             go together and are cut to the longest of them. Changes memory and speed, not the result. Too low: many
             small passes.
+        refill: Rollouts that an iteration may collect beyond its first, to replace groups whose members all return the
+            same (DAPO's dynamic sampling, arXiv 2503.14476, section 3.2; 0 = off). All of them consume budget. Too
+            few: groups that teach nothing stay in the batch; too many: late in training most of the budget goes into
+            groups that are thrown away.
         ema: Decay of the averaged weights that are evaluated (0 = evaluate the trained weights).
     """
 
@@ -54,6 +58,7 @@ class Update:
     updates_per_rollout: int = 2
     micro_batch: int = 0
     micro_batch_decisions: int = 0
+    refill: int = 0
     ema: float = 0.0
 
 

@@ -19,6 +19,7 @@ class Starts(Dataset[Tensor]):
         self.seed = config.trainer.seed
         self.first = first
         self.last = config.num_iterations
+        self.ahead = 0
         self._order: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -26,8 +27,12 @@ class Starts(Dataset[Tensor]):
         return max(self.last - self.first, 0)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Starts of iteration `first + index`."""
-        begin = (self.first + index) * self.groups
+        """Starts of iteration `first + index`, or later ones where refills have run `ahead`."""
+        return self.of(self.first + index + self.ahead)
+
+    def of(self, rollout: int) -> Tensor:
+        """Starts of the rollout of that number, counted from 0 over the whole run."""
+        begin = rollout * self.groups
         return torch.tensor([self._id(position) for position in range(begin, begin + self.groups)])
 
     def _id(self, position: int) -> int:

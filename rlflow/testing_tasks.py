@@ -272,6 +272,10 @@ def _evaluation(task: Task, policy: Policy, seed: int) -> Evaluation:
 def _answers(policy: Policy, rollout: Rollout, capability: str) -> dict[str, Tensor]:
     if capability == "reference":
         return {"kl": policy.kl(rollout), "ref_log_prob": policy.ref_log_prob(rollout)}
+    if capability == "divergence":
+        return {"divergence": policy.divergence(rollout, policy.moments(rollout))}
+    if capability == "steps":
+        return {"step_std": policy.step_std(rollout), "step_length": policy.step_length(rollout)}
     method = "log_partition" if capability == "partition" else capability
     return {method: getattr(policy, method)(rollout)}
 

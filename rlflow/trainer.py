@@ -21,7 +21,9 @@ from rlflow.averaging import AveragedWeights
 from rlflow.bucketing import by_length
 from rlflow.checkpoint import CHECKPOINT, VERSION
 from rlflow.cost import Cost
+from rlflow.optimiser import make_optimiser, set_rates
 from rlflow.random import Noise, Streams
+from rlflow.refill import refilled
 from rlflow.rollout import Minibatch, Rollout, Targets, assert_shapes, flatten_targets, minibatch
 from rlflow.samples import keep_samples
 from rlflow.settings import Config
@@ -53,6 +55,9 @@ class Loop(L.LightningModule):
         torch.manual_seed(self.streams["init"].initial_seed())
         self.policy = self.task.build_policy(self.algorithm.requires)
         self.iteration = 0
+        self.collected = 0
+        self.controls = self.algorithm.controls
+        self.starts = Starts(config, 0)
         self.evaluations = 0
         self.cost = Cost()
         self.cost.watch(self.policy.trunk)
@@ -61,18 +66,22 @@ class Loop(L.LightningModule):
 
     @property
     def samples(self) -> int:
-        """Budget consumed so far, over all ranks."""
-        return self.iteration * self.task.samples_per_rollout
+        """Budget consumed so far, over all ranks: every rollout that was collected, used or not."""
+        return self.collected * self.task.samples_per_rollout
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the budget is consumed."""
+        return self.collected >= self.config.num_iterations
+
+    def on_train_batch_start(self, starts: Tensor, _: int) -> int | None:
+        """End before the loader does, where refills have consumed the budget of later iterations."""
+        return -1 if self.is_done else None
 
     def training_step(self, starts: Tensor, _: int) -> None:
         """One iteration of the loop."""
-        with self.cost.timed("rollout_s"), torch.no_grad():
-            rollout = self.task.rollout(self.policy, self._local(starts), self.noise("rollout"))
-            self.policy.record_behaviour(rollout)
-        with self.cost.timed("reward_s"), torch.no_grad():
-            rollout = self.task.score(rollout)
-            assert_shapes(rollout)
-            self._finite("reward", "the reward", rollout.reward)
+        rollout, rounds = self._collect(starts)
+        rollout.controls = dict(self.controls)
         with self.cost.timed("targets_s"), torch.no_grad():
             targets = self.algorithm.targets(self.policy, rollout)
             for name, tensor in targets.tensors.items():
@@ -81,10 +90,41 @@ class Loop(L.LightningModule):
             metrics = self._update(rollout, targets)
             self.policy.end_iteration(rollout)
         self.iteration += 1
-        self.cost.count(rollout, self.task.unit)
-        self._track(rollout, targets, metrics)
+        self.collected += rounds
+        metrics |= self._shared(rollout, targets)
+        if self.controls:
+            self.controls = self.algorithm.adjusted(self.controls, metrics)
+        if self.is_first_rank:
+            self.tracker.log(metrics | self.cost.metrics(self.device), self.samples)
         if self.samples >= self._next_evaluation():
             self.judge()
+
+    def _collect(self, starts: Tensor) -> tuple[Rollout, int]:
+        """A scored rollout, and how many were collected for it: more than one only where silent groups are refilled."""
+        if self.config.update.refill == 0:
+            return self._scored(starts, record=True), 1
+        rollout, rounds = refilled(
+            self._scored(starts, record=False),
+            lambda n: self._scored(self.starts.of(self.collected + n), record=False),
+            limit=min(self.config.update.refill, self.config.num_iterations - self.collected - 1),
+        )
+        self.starts.ahead += rounds - 1
+        with self.cost.timed("rollout_s"), torch.no_grad():
+            # Once joined: other padding than the replay's would move the ratio off 1.
+            self.policy.record_behaviour(rollout)
+        return rollout, rounds
+
+    def _scored(self, starts: Tensor, *, record: bool) -> Rollout:
+        with self.cost.timed("rollout_s"), torch.no_grad():
+            rollout = self.task.rollout(self.policy, self._local(starts), self.noise("rollout"))
+            if record:
+                self.policy.record_behaviour(rollout)
+        with self.cost.timed("reward_s"), torch.no_grad():
+            rollout = self.task.score(rollout)
+            assert_shapes(rollout)
+            self._finite("reward", "the reward", rollout.reward)
+        self.cost.count(rollout, self.task.unit)
+        return rollout
 
     def judge(self) -> Evaluation:
         """Evaluate on the frozen set, log it with its sample artifacts, and write the checkpoint."""
@@ -105,7 +145,9 @@ class Loop(L.LightningModule):
         rows, goals = rollout.flatten(window), flatten_targets(targets, rollout, window)
         totals: dict[str, Tensor] = {}
         first_ratio: Tensor | None = None
-        self._set_learning_rate()
+        optimiser = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimiser, torch.optim.Optimizer)
+        set_rates(optimiser, update, self.collected, self.config.num_iterations)
         for _ in range(update.epochs):
             for part in self._minibatches(rows, goals):
                 metrics = self._optimiser_step(part)
@@ -163,32 +205,17 @@ class Loop(L.LightningModule):
             part = minibatch(rows, goals, index, max(total, 1.0), float(len(chunk)))
             yield part.silent() if empty else part
 
-    def _track(self, rollout: Rollout, targets: Targets, metrics: dict[str, float]) -> None:
+    def _shared(self, rollout: Rollout, targets: Targets) -> dict[str, float]:
+        """Metrics of rollout, reward, targets and controls, the same on every rank."""
         terms = {name: float(value.float().mean()) for name, value in rollout.reward_terms.items()}
         local = _prefixed("rollout", rollout.metrics) | _prefixed("reward", terms)
         local |= _prefixed("advantage", {name: float(value) for name, value in targets.metrics.items()})
-        shared = distributed.averaged(local, self.device)
-        if self.is_first_rank:
-            self.tracker.log(shared | metrics | self.cost.metrics(self.device), self.samples)
+        return distributed.averaged(local, self.device) | _prefixed("update", self.controls)
 
     def _next_evaluation(self) -> float:
         intervals = self.config.trainer.num_evaluations - 1
         budget = self.config.num_iterations * self.task.samples_per_rollout
         return math.ceil(self.evaluations * budget / intervals) if self.evaluations <= intervals else math.inf
-
-    def _set_learning_rate(self) -> None:
-        update, progress = self.config.update, self.iteration / self.config.num_iterations
-        factor = (
-            min(1.0, (progress + 1 / self.config.num_iterations) / update.warmup_fraction)
-            if update.warmup_fraction
-            else 1.0
-        )
-        if update.lr_schedule == "linear":
-            factor *= 1.0 - progress * (1.0 - update.lr_final_fraction)
-        optimiser = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimiser, torch.optim.Optimizer)
-        for group in optimiser.param_groups:
-            group["lr"] = group["initial_lr"] * factor
 
     def _finite(self, stage: str, what: str, value: Tensor) -> None:
         # All ranks end together: one that raised alone would leave the others waiting in a collective.
@@ -215,24 +242,13 @@ class Loop(L.LightningModule):
         return distributed.rank() == 0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW with a group per role, so that heads have step sizes and gradient clips of their own."""
-        update = self.config.update
-        rates = {
-            "actor": update.lr,
-            "critic": update.critic_lr or update.lr,
-            "partition": update.partition_lr or update.lr,
-        }
-        groups = [
-            {"params": params, "lr": rates[name], "initial_lr": rates[name], "name": name}
-            for name, params in self.policy.parameter_groups().items()
-        ]
-        return torch.optim.AdamW(
-            groups, betas=update.betas, eps=update.eps, weight_decay=update.weight_decay, fused=True
-        )
+        """AdamW with a group per role."""
+        return make_optimiser(self.policy, self.config.update)
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Starts of the iterations left; rollouts are made in `training_step`."""
-        return DataLoader(Starts(self.config, self.iteration), batch_size=None, shuffle=False)
+        self.starts = Starts(self.config, self.collected)
+        return DataLoader(self.starts, batch_size=None, shuffle=False)
 
     def on_train_start(self) -> None:
         """Point 0 of the evaluation grid, or the place where a checkpoint left off."""
@@ -252,6 +268,8 @@ class Loop(L.LightningModule):
             "config": self.config.resolved,
             "task_revision": self.task.revision,
             "iteration": self.iteration,
+            "collected": self.collected,
+            "controls": self.controls,
             "samples": self.samples,
             "evaluations": self.evaluations,
             "streams": self.streams.state_dict(),
@@ -268,6 +286,9 @@ class Loop(L.LightningModule):
         state = checkpoint["rlflow"]
         self.load_state_dict(checkpoint["state_dict"])
         self.iteration, self.evaluations = state["iteration"], state["evaluations"]
+        # Checkpoints from before refills and controls have neither.
+        self.collected = state.get("collected", self.iteration)
+        self.controls = state.get("controls", self.controls)
         self.streams.load_state_dict(state["streams"])
         self.task.load_state_dict(state["task"])
         self.cost.load_state_dict(state["cost"])

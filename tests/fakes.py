@@ -56,6 +56,18 @@ class FakePolicy(Policy):
     def entropy(self, rollout: Rollout) -> Tensor:
         return self._answer("entropy", rollout)
 
+    def moments(self, rollout: Rollout) -> Tensor:
+        return self._answer("moments", rollout)
+
+    def divergence(self, rollout: Rollout, old_moments: Tensor) -> Tensor:
+        return self._answer("divergence", rollout)
+
+    def step_std(self, rollout: Rollout) -> Tensor:
+        return self._answer("step_std", rollout)
+
+    def step_length(self, rollout: Rollout) -> Tensor:
+        return self._answer("step_length", rollout)
+
 
 def block(reward: Sequence[Sequence[float]], **changes: Any) -> Rollout:
     """A rollout of dependent decisions whose rows end at their last column; `changes` replace any field."""

@@ -11,8 +11,10 @@ from algorithms.fpo import Fpo
 from algorithms.ppo import Ppo
 from algorithms.reinforce_pp import ReinforcePP
 from rlflow.algorithm import Algorithm, Loss
+from rlflow.kl_penalty import KlPenalty
 from rlflow.registry import entries, find
 from rlflow.rollout import Targets
+from rlflow.surrogate import Surrogate
 from rlflow.testing import (
     ConformanceError,
     algorithm_checks,
@@ -31,6 +33,8 @@ from rlflow.toy import KINDS
 CHECKS = algorithm_checks()
 QUICK_CHECKS = [c for c in CHECKS if c is not check_rewarded_decision_becomes_likelier]
 
+GUARD = FlowGrpo(surrogate=Surrogate(ratio_norm=True, step_weight="inverse_dt"))
+DIVERGENCE = FlowGrpo(surrogate=Surrogate(trust_region="divergence", divergence_limit=0.01))
 VARIANTS = [
     Fpo(ratio="per_sample"),
     Fpo(baseline="group"),
@@ -49,8 +53,20 @@ VARIANTS = [
     FlowGrpo(scale="batch"),
     FlowGrpo(scale="none"),
     FlowGrpo(beta=0.1),
+    FlowGrpo(beta=0.1, kl=KlPenalty(estimator="k3")),
+    FlowGrpo(beta=0.1, kl_in="reward"),
+    FlowGrpo(surrogate=Surrogate(ratio="sequence", aggregation="sequence")),
+    FlowGrpo(surrogate=Surrogate(ratio="sequence_token", dual_clip=3.0)),
+    FlowGrpo(scale="none", surrogate=Surrogate(aggregation="constant", horizon=4)),
+    GUARD,
+    DIVERGENCE,
+    Ppo(clip_high=0.28, surrogate=Surrogate(aggregation="sequence", dual_clip=3.0), entropy_weight=0.01),
+    ReinforcePP(surrogate=Surrogate(ratio="sequence_token"), clip_high=0.28),
 ]
 LEARNING = [
+    GUARD,
+    DIVERGENCE,
+    FlowGrpo(surrogate=Surrogate(ratio="sequence", aggregation="sequence")),
     Fpo(ratio="per_sample", baseline="group"),
     FlowRL(variant="cispo"),
     ReinforcePP(variant="baseline"),
@@ -86,6 +102,9 @@ def test_every_default_runs_on_every_policy_kind():
         assert usable_kinds(find("algorithm", name).load()()) == list(KINDS), name
     # The flow policy has no entropy in closed form.
     assert usable_kinds(Ppo(entropy_weight=0.1)) == ["gaussian", "causal_lm"]
+    # Step sizes are the flow's alone; a closed form of the divergence needs Gaussian steps.
+    assert usable_kinds(GUARD) == ["flow"]
+    assert usable_kinds(DIVERGENCE) == ["gaussian", "flow"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,10 @@ TWO_RANK_RUNS = [
     # The rows of a minibatch fall unevenly on the ranks, so that one of them has more micro-batches.
     "ppo task.kind=gaussian update.micro_batch=2",
     "flowrl task.kind=causal_lm task.horizon=3 update.ema=0.9",
+    "ppo task.kind=gaussian algorithm.surrogate.aggregation=sequence algorithm.kl_weight=0.1 "
+    "algorithm.kl.controller=proportional algorithm.kl.target=0.01",
 ]
+REFILLED = "flow_grpo task.kind=causal_lm task.horizon=3 update.refill=2"
 SHARED = ["update.lr=0.001", "trainer.budget=24", "trainer.num_evaluations=2"]
 
 
@@ -53,7 +56,8 @@ SHARED = ["update.lr=0.001", "trainer.budget=24", "trainer.num_evaluations=2"]
 def two_ranks(tmp_path_factory):
     """Checkpoints of the runs on two gloo processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    runs = [" ".join([run, *SHARED, "trainer.strategy=ddp", "trainer.devices=2"]) for run in TWO_RANK_RUNS]
+    shared = [*SHARED, "trainer.strategy=ddp", "trainer.devices=2"]
+    runs = [" ".join([run, *shared]) for run in [*TWO_RANK_RUNS, REFILLED]]
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "tests.ddp_run", str(folder), *runs]
@@ -83,6 +87,15 @@ def test_two_processes_train_as_one_on_the_same_global_batch(number, two_ranks, 
     for name, state in one["rlflow"]["streams"].items():
         assert torch.equal(two["rlflow"]["streams"][name], state), name
     assert_logged_alike(logged, alone.tracker.calls)
+    assert two["rlflow"]["controls"] == pytest.approx(one["rlflow"]["controls"])
+
+
+def test_ranks_refill_together_within_one_budget(two_ranks):
+    state, logged = two_ranks[-1]
+    counts = [metrics["rollout/collected"] for _, metrics in logged if "rollout/collected" in metrics]
+    # Each rank fills its own rows, both collect until the last has enough; three rollouts are the budget of 24.
+    assert sum(counts) == 3
+    assert state["rlflow"]["samples"] == 24
 
 
 def assert_logged_alike(found, expected):

@@ -3,7 +3,21 @@ import math
 import pytest
 import torch
 
-from rlflow.loss import MAX_LOG_RATIO, clip_fraction, clipped_surrogate, k1, k2, k3, ratio, value_error
+from rlflow.loss import (
+    MAX_LOG_RATIO,
+    clip_fraction,
+    clipped_surrogate,
+    dual_clipped,
+    k1,
+    k2,
+    k3,
+    leaving,
+    ratio,
+    recentred_log_ratio,
+    sequence_log_ratio,
+    truncated_weight,
+    value_error,
+)
 
 EXACT = 1e-6
 
@@ -68,3 +82,56 @@ def test_kl_estimators_average_to_the_kl_of_two_bernoullis():
         assert (p * estimator(p.log(), q.log())).sum().item() == pytest.approx(0.082283, abs=EXACT)
     # k2 is biased: .5*(.7*.336472^2 + .3*.510826^2) = .039625 + .039141 = .078766
     assert (p * k2(p.log(), q.log())).sum().item() == pytest.approx(0.078766, abs=EXACT)
+
+
+@pytest.mark.parametrize("straight_through", [False, True])
+def test_a_sequence_has_the_mean_log_ratio_of_its_unmasked_decisions(straight_through):
+    log_ratio = torch.tensor([[[0.2], [0.4], [9.0]], [[-1.0], [0.0], [0.0]]], requires_grad=True)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    found = sequence_log_ratio(log_ratio, mask, straight_through=straight_through)
+    # (.2 + .4)/2 = .3 and -1/1, at every decision
+    assert torch.allclose(found, torch.tensor([[[0.3]] * 3, [[-1.0]] * 3]), atol=EXACT)
+    found[0, 0].sum().backward()
+    # The row's value moves with both of its decisions; straight through, each decision moves with itself alone.
+    expected = [[1.0], [0.0], [0.0]] if straight_through else [[0.5], [0.5], [0.0]]
+    assert log_ratio.grad[0].tolist() == expected
+    assert log_ratio.grad[1].tolist() == [[0.0], [0.0], [0.0]]
+
+
+def test_a_sequence_counts_its_refinement_steps():
+    # (.1 + .2 + .3 + .6)/4 = .3
+    found = sequence_log_ratio(
+        torch.tensor([[[0.1, 0.2], [0.3, 0.6]]]), torch.ones(1, 2).bool(), straight_through=False
+    )
+    assert torch.allclose(found, torch.full((1, 2, 2), 0.3), atol=EXACT)
+
+
+def test_a_recentred_log_ratio_has_its_own_divergence_back_and_the_scale_of_the_noise():
+    log_ratio, divergence, std = (
+        torch.tensor([[[-0.3, 0.1]]]),
+        torch.tensor([[[0.1, 0.2]]]),
+        torch.tensor([[[0.5, 2.0]]]),
+    )
+    # (-.3 + .1)*.5 = -.1, (.1 + .2)*2 = .6
+    assert torch.allclose(recentred_log_ratio(log_ratio, divergence, std), torch.tensor([[[-0.1, 0.6]]]), atol=EXACT)
+
+
+def test_the_dual_clip_bounds_bad_decisions_only():
+    surrogate, advantage = torch.tensor([[[10.0, 4.0]], [[-2.0, -7.0]]]), torch.tensor([[-2.0], [1.0]])
+    # A = -2, c = 3: at most 6. A > 0: as it was, on either side of -3.
+    assert dual_clipped(surrogate, advantage, limit=3.0).tolist() == [[[6.0, 4.0]], [[-2.0, -7.0]]]
+
+
+def test_leaving_is_the_side_that_the_advantage_pushes_to():
+    rho, advantage = torch.tensor([[[1.1, 0.9, 1.0]]] * 3), torch.tensor([[1.0], [-1.0], [0.0]])
+    expected = [[[True, False, False]], [[False, True, False]], [[False, False, False]]]
+    assert leaving(rho, advantage).tolist() == expected
+
+
+def test_the_weight_between_trainer_and_sampler_is_capped_and_one_where_masked():
+    trainer = torch.tensor([[[-1.0], [-1.0], [-1.0], [-1.0]]], requires_grad=True)
+    sampler = torch.tensor([[[-1.5], [-2.0], [-0.5], [float("nan")]]])
+    weight = truncated_weight(trainer, sampler, torch.tensor([[True, True, True, False]]), cap=2.0)
+    # e^.5 = 1.648721, e^1 = 2.718 -> 2, e^-.5 = .606531
+    assert torch.allclose(weight, torch.tensor([[[1.648721], [2.0], [0.606531], [1.0]]]), atol=EXACT)
+    assert not weight.requires_grad

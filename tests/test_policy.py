@@ -12,9 +12,9 @@ from tests.fakes import FakePolicy, block
 @pytest.mark.parametrize(
     ("policy_class", "expected"),
     [
-        (GaussianPolicy, {"log_prob", "elbo", "value", "partition", "reference", "entropy"}),
+        (GaussianPolicy, {"log_prob", "elbo", "value", "partition", "reference", "entropy", "divergence"}),
         (CausalLMPolicy, {"log_prob", "elbo", "value", "partition", "reference", "entropy"}),
-        (FlowPolicy, {"log_prob", "elbo", "value", "partition", "reference"}),
+        (FlowPolicy, {"log_prob", "elbo", "value", "partition", "reference", "divergence", "steps"}),
         (Policy, set()),
     ],
 )

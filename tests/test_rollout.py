@@ -17,6 +17,8 @@ def independent(**changes):
         "action": {"a": torch.arange(8.0).view(2, 4)},
         "group": torch.tensor([3, 7]),
         "old_log_prob": torch.arange(16.0).view(2, 4, 2),
+        "sampler_log_prob": -torch.arange(16.0).view(2, 4, 2),
+        "controls": {"weight": 0.5},
         "decisions_independent": True,
     }
     return block([[0, 1, 2, 3], [4, 5, 6, 7]]).replace(**(values | changes))
@@ -28,6 +30,7 @@ def test_flatten_makes_rows_of_windows_in_row_major_order():
     assert rows.action["a"].tolist() == rows.reward.tolist()
     assert rows.context["o"].shape == (4, 2, 1)
     assert rows.old_log_prob[3].tolist() == [[12, 13], [14, 15]]
+    assert rows.sampler_log_prob[3].tolist() == [[-12, -13], [-14, -15]]
     assert rows.group.tolist() == [3, 3, 7, 7]
     assert rows.boundary.tolist() == [[False, False], [False, True]] * 2
 
@@ -56,6 +59,8 @@ def test_minibatch_takes_rows_of_everything():
     for values in (found.reward, found.action["a"], found.context["o"][..., 0], found.targets["g"]):
         assert values[:, 0].tolist() == [5.0, 2.0]
     assert found.old_log_prob.tolist() == [[[10.0, 11.0]], [[4.0, 5.0]]]
+    assert found.sampler_log_prob.tolist() == [[[-10.0, -11.0]], [[-4.0, -5.0]]]
+    assert found.controls == {"weight": 0.5}
     assert found.group.tolist() == [7, 3]
 
 

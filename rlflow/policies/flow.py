@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from rlflow.flow_matching import Velocity, cfm_loss, diffuse, integrate, reduce_dims, sde_step, time_grid
+from rlflow.flow_matching import Step, Velocity, cfm_loss, diffuse, integrate, reduce_dims, sde_step, time_grid
 from rlflow.policies.flow_config import FlowConfig
 from rlflow.policies.heads import RunningNorm
 from rlflow.policy import Policy
@@ -137,12 +137,33 @@ class FlowPolicy(Policy):
         if self.config.kl == "velocity":
             distance = (v - v_ref).square()
         else:
-            x, x_next, s, s_next = self._transitions(rollout)
-            a, kind = self.config.noise_level, self.config.sde
-            step = sde_step(x, v, s, s_next, a=a, kind=kind, x_next=x_next)
-            ref = sde_step(x, v_ref, s, s_next, a=a, kind=kind, x_next=x_next)
+            step, ref = self._replayed(rollout, v), self._replayed(rollout, v_ref)
             distance = (step.mean - ref.mean).square() / (2 * step.std.square())
         return reduce_dims(distance, 1, "mean").view(*rollout.mask.shape, -1)
+
+    def moments(self, rollout: Rollout) -> Tensor:
+        """`[B, T, K, *A]` mean of every stored transition; its standard deviation depends on time alone."""
+        v = rollout.memo(self, "trajectory", lambda: self._velocities(self.actor, rollout))
+        return self._replayed(rollout, v).mean.view(*rollout.mask.shape, -1, *self.shape)
+
+    def divergence(self, rollout: Rollout, old_moments: Tensor) -> Tensor:
+        """`[B, T, K]` (mean - old mean)^2 / (2 std^2), reduced over A by `config.reduction`, std with sqrt(-dt)."""
+        std = self.step_std(rollout).view(*rollout.mask.shape, -1, *[1] * len(self.shape))
+        distance = (self.moments(rollout) - old_moments).square() / (2 * std.square())
+        return reduce_dims(distance, 3, self.config.reduction)
+
+    def step_std(self, rollout: Rollout) -> Tensor:
+        """`[B, T, K]` standard deviation of every stored transition, with sqrt(-dt)."""
+        times = rollout.action["times"]
+        s, s_next = times[..., :-1].reshape(-1), times[..., 1:].reshape(-1)
+        point = torch.zeros(s.shape[0], 1, device=s.device)
+        a, kind = self.config.noise_level, self.config.sde
+        return sde_step(point, point, s, s_next, a=a, kind=kind, x_next=point).std.view(*rollout.mask.shape, -1)
+
+    def step_length(self, rollout: Rollout) -> Tensor:
+        """`[B, T, K]` -dt of every stored transition."""
+        times = rollout.action["times"]
+        return times[..., :-1] - times[..., 1:]
 
     def value(self, rollout: Rollout) -> Tensor:
         """`[B, T]` critic on the context."""
@@ -207,11 +228,15 @@ class FlowPolicy(Policy):
 
     def _densities(self, rollout: Rollout, v: Tensor) -> Tensor:
         """`[B, T, K]` log-density of every stored transition under velocities `v [B*T*K, *A]`."""
+        log_prob = self._replayed(rollout, v).log_prob
+        assert log_prob is not None
+        return log_prob.view(*rollout.mask.shape, -1)
+
+    def _replayed(self, rollout: Rollout, v: Tensor) -> Step:
+        """Every stored transition under velocities `v [B*T*K, *A]`."""
         x, x_next, s, s_next = self._transitions(rollout)
         a, kind, reduction = self.config.noise_level, self.config.sde, self.config.reduction
-        step = sde_step(x, v, s, s_next, a=a, kind=kind, x_next=x_next, reduction=reduction)
-        assert step.log_prob is not None
-        return step.log_prob.view(*rollout.mask.shape, -1)
+        return sde_step(x, v, s, s_next, a=a, kind=kind, x_next=x_next, reduction=reduction)
 
     def _velocities(self, actor: nn.Module, rollout: Rollout) -> Tensor:
         """Velocity at every stored transition, `[B*T*K, *A]`."""

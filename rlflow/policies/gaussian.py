@@ -84,15 +84,23 @@ class GaussianPolicy(Policy):
         with self.referenced_actor() as actor:
             ref_mean, ref_log_std = actor(observation)
         mean, log_std = self.actor(observation)
-        variance_ratio = (2 * (log_std - ref_log_std)).exp()
-        distance = ((mean - ref_mean) / ref_log_std.exp()).square()
-        kl: Tensor = 0.5 * (variance_ratio + distance - 1 - 2 * (log_std - ref_log_std)).sum(-1, keepdim=True)
-        return kl
+        return normal_kl(mean, log_std, ref_mean, ref_log_std).sum(-1, keepdim=True)
 
     def entropy(self, rollout: Rollout) -> Tensor:
         """`[B, T]` differential entropy, the same in every state."""
         per_dimension = self.actor.log_std + 0.5 * math.log(2 * math.pi * math.e)
         return per_dimension.sum().expand(rollout.mask.shape)
+
+    def moments(self, rollout: Rollout) -> Tensor:
+        """`[B, T, 1, 2A]` mean and log std of each decision."""
+        mean, log_std = self.actor(self._normalised(rollout.context["observation"]))
+        return torch.cat([mean, log_std.expand_as(mean)], dim=-1).unsqueeze(2)
+
+    def divergence(self, rollout: Rollout, old_moments: Tensor) -> Tensor:
+        """`[B, T, 1]` closed-form KL(old, policy), summed over A."""
+        mean, log_std = self.moments(rollout).chunk(2, dim=-1)
+        old_mean, old_log_std = old_moments.chunk(2, dim=-1)
+        return normal_kl(old_mean, old_log_std, mean, log_std).sum(-1)
 
     def value(self, rollout: Rollout) -> Tensor:
         """`[B, T]` critic."""
@@ -121,3 +129,10 @@ class GaussianPolicy(Policy):
         density = -0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)
         total: Tensor = density.sum(-1, keepdim=True)
         return total
+
+
+def normal_kl(mean: Tensor, log_std: Tensor, other_mean: Tensor, other_log_std: Tensor) -> Tensor:
+    """KL(Normal, other Normal) of each dimension."""
+    variance_ratio = (2 * (log_std - other_log_std)).exp()
+    distance = ((mean - other_mean) / other_log_std.exp()).square()
+    return 0.5 * (variance_ratio + distance - 1 - 2 * (log_std - other_log_std))

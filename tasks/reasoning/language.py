@@ -44,6 +44,11 @@ class LanguageTask(Task, ABC, Generic[P]):
         group_size: Completions per prompt.
         base: Folder or hub id of a causal LM with its tokenizer; empty means the shipped base.
         lm: Sampling and likelihood. Too small a `max_new_tokens` cuts completions (`unfinished`).
+        overlong_buffer: Last tokens before `lm.max_new_tokens` over which a penalty of length rises to
+            `overlong_penalty` (DAPO, arXiv 2503.14476, eq. 13; 0 = off). Too few: a cliff at the limit; too many:
+            short texts are cut shorter.
+        overlong_penalty: What a text that reaches the limit loses. Too low: lengths run into the limit; above what a
+            correct text earns: no long text pays.
         evaluation_prompts: Prompts of the frozen set to use, from its start. Fewer than 150: a noisy score.
         evaluation_samples: Completions per prompt; pass@k is reported for k up to this.
         rarefied_size: Correct samples at which variety is compared. Too high: few prompts have that many.
@@ -58,6 +63,8 @@ class LanguageTask(Task, ABC, Generic[P]):
     group_size: int = 8
     base: str = ""
     lm: LMConfig = field(default_factory=LMConfig)
+    overlong_buffer: int = 0
+    overlong_penalty: float = 1.0
     evaluation_prompts: int = 150
     evaluation_samples: int = 32
     rarefied_size: int = 4
@@ -84,6 +91,12 @@ class LanguageTask(Task, ABC, Generic[P]):
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"task.{name}: expected at least 1, found {size}")
+        if not 0 <= self.overlong_buffer <= self.lm.max_new_tokens or self.overlong_penalty < 0:
+            raise ValueError(
+                f"task.overlong_buffer: expected 0 (off) to lm.max_new_tokens = {self.lm.max_new_tokens} tokens and a "
+                f"penalty of at least 0, found {self.overlong_buffer} and {self.overlong_penalty}; e.g. "
+                f"task.overlong_buffer={max(1, self.lm.max_new_tokens // 5)} task.overlong_penalty=1"
+            )
 
     def frozen_problems(self) -> Sequence[P]:
         """The part of the frozen set that is asked; raises ValueError where more is wanted than there is."""
@@ -154,14 +167,22 @@ class LanguageTask(Task, ABC, Generic[P]):
         )
 
     def score(self, rollout: Rollout) -> Rollout:
-        """1 on the last token of a correct completion; `correct` and each kind of failure are logged as fractions."""
+        """1 on the last token of a correct completion, less the penalty of length where there is one.
+
+        `correct` and each kind of failure are logged as fractions, the penalty as `overlong`.
+        """
         completions = self._completions(rollout.action["token"], rollout.mask)
         verdicts = self.verify(rollout.extras["problems"], completions)
         correct = torch.tensor([float(v.correct) for v in verdicts], device=rollout.device)  # [B]
         terms = {"correct": correct}
         for kind in self.failures:
             terms[f"failure_{kind}"] = torch.tensor([float(v.failure == kind) for v in verdicts], device=rollout.device)
-        return rollout.replace(reward=_last(rollout.mask) * correct.unsqueeze(1), reward_terms=terms)
+        earned = correct
+        if self.overlong_buffer > 0:
+            length, limit = rollout.mask.sum(dim=1), self.lm.max_new_tokens
+            terms["overlong"] = -self.overlong_penalty * overlong(length, limit, self.overlong_buffer)
+            earned = correct + terms["overlong"]
+        return rollout.replace(reward=_last(rollout.mask) * earned.unsqueeze(1), reward_terms=terms)
 
     @torch.no_grad()
     def evaluate(self, policy: Policy, noise: Noise) -> Evaluation:
@@ -197,6 +218,17 @@ def _open(source: str) -> Checkpoint:
     from tasks.reasoning.checkpoint import Checkpoint
 
     return Checkpoint.open(source)
+
+
+def overlong(length: Tensor, limit: int, buffer: int) -> Tensor:
+    r"""Share of the penalty of length, $(|y| - L_{max} + L_{cache}) / L_{cache}$ in [0, 1] (2503.14476, eq. 13), `[B]`.
+
+    Args:
+        length: `[B]` tokens.
+        limit: L_max.
+        buffer: L_cache.
+    """
+    return ((length - (limit - buffer)) / buffer).clamp(0.0, 1.0)
 
 
 def _last(mask: Tensor) -> Tensor:

@@ -37,6 +37,12 @@ def test_policy_and_value_terms_by_hand():
     assert loss.metrics["clip_fraction"].item() == pytest.approx(0.75, abs=EXACT)
 
 
+def test_the_upper_clip_may_differ():
+    loss = Ppo(clip=0.2, clip_high=0.4).loss(policy(), minibatch())
+    # As above, but -1.4 for -1.2: row 0 has mean -.95, the mean over both is .425.
+    assert loss.terms["policy"].item() == pytest.approx(0.425, abs=EXACT)
+
+
 def test_entropy_term_by_hand():
     loss = Ppo(entropy_weight=0.1).loss(policy(), minibatch())
     # Mean entropy .4, rewarded: -.04

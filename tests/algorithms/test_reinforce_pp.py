@@ -16,6 +16,9 @@ def test_policy_term_by_hand():
     assert loss.total.item() == pytest.approx(0.475, abs=EXACT)
     assert set(loss.terms) == {"policy"}
     assert loss.metrics["clip_fraction"].item() == pytest.approx(0.75, abs=EXACT)
+    higher = ReinforcePP(clip_high=0.4).loss(fake, mini)
+    # -1.4 for -1.2: row 0 has mean -.95, the mean over both is .425.
+    assert higher.total.item() == pytest.approx(0.425, abs=EXACT)
 
 
 def test_baseline_variant_has_k2_in_the_loss():

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from rlflow.flow_matching import sde_step, time_grid
+from rlflow.flow_matching import reduce_dims, sde_step, time_grid
+from rlflow.loss import recentred_log_ratio
 from rlflow.policies.flow import FlowPolicy
 from rlflow.policies.flow_config import FlowConfig, ScheduledFlowConfig
 from rlflow.policies.heads import ContextHead, RunningNorm
@@ -266,3 +267,54 @@ def test_a_policy_follows_the_grid_that_it_is_given():
     # (1 - k/5)^2 for the 4 stochastic steps of 5
     assert torch.allclose(roll(policy).action["times"][0, 0], torch.tensor([1, 0.64, 0.36, 0.16, 0.04]), atol=EXACT)
     assert not any("iteration" in name for name in make().state_dict())
+
+
+@pytest.mark.parametrize("kind", ["flow_sde", "cps", "dance"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "sqrt_d"])
+def test_a_recentred_log_ratio_is_the_noise_times_the_shift_of_the_mean(kind, reduction):
+    policy = make(FlowConfig(train_steps=5, sde=kind, noise_level=0.5, reduction=reduction))
+    rollout = roll(policy)
+    with torch.no_grad():
+        old_mean, std = policy.moments(rollout), policy.step_std(rollout)
+        assert torch.equal(policy.divergence(rollout, old_mean), torch.zeros(6, 1, 4))
+        nudge(policy)
+        log_ratio = policy.log_prob(rollout) - rollout.old_log_prob
+        found = recentred_log_ratio(log_ratio, policy.divergence(rollout, old_mean), std)
+        noise = (rollout.action["latents"][:, :, 1:] - old_mean) / std.unsqueeze(-1)
+        expected = reduce_dims(noise * (policy.moments(rollout) - old_mean), 3, reduction)
+    assert log_ratio.abs().max() > 100 * ROUNDED
+    assert torch.allclose(found, expected, atol=ROUNDED)
+
+
+def test_the_divergence_of_a_row_does_not_depend_on_the_others():
+    policy = make()
+    rollout = roll(policy)
+    old = policy.moments(rollout).detach()
+    nudge(policy)
+    alone = rollout.replace(
+        context={k: v[:1] for k, v in rollout.context.items()},
+        action={k: v[:1] for k, v in rollout.action.items()},
+        mask=rollout.mask[:1],
+    )
+    assert torch.allclose(policy.divergence(alone, old[:1]), policy.divergence(rollout, old)[:1], atol=EXACT)
+
+
+def test_the_divergence_is_the_gaussians_own_and_differentiable():
+    policy = make(FlowConfig(train_steps=5, reduction="sum"))
+    rollout = roll(policy)
+    mean, std = policy.moments(rollout).detach(), policy.step_std(rollout).unsqueeze(-1)
+    old = mean + torch.tensor([0.3, -0.4]) * std
+    # (.09 + .16)/2 at every step
+    divergence = policy.divergence(rollout, old)
+    assert torch.allclose(divergence, torch.full((6, 1, 4), 0.125), atol=ROUNDED)
+    divergence.sum().backward()
+    assert any(p.grad.abs().max() > 0 for p in policy.actor.parameters())
+
+
+def test_steps_have_the_length_and_the_noise_of_their_grid():
+    policy = make(FlowConfig(train_steps=5, noise_level=0.7))
+    rollout = roll(policy)
+    # Grid 1, .8, .6, .4, .2
+    assert torch.allclose(policy.step_length(rollout), torch.full((6, 1, 4), 0.2), atol=EXACT)
+    # At s = .6: sigma = .7 sqrt(.6/.4) = .857321, times sqrt(.2) = .383406
+    assert policy.step_std(rollout)[0, 0, 2].item() == pytest.approx(0.383406, abs=EXACT)

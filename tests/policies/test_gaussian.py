@@ -100,3 +100,14 @@ def test_statistics_change_only_at_the_end_of_an_iteration():
     assert torch.allclose(policy.sample({"observation": torch.tensor([[8.0]])}, Noise(generator=generator(0)),
                                         train=False)["action"], torch.tensor([[2.0, -1.0]]), atol=ROUNDED)  # fmt: skip
     assert not torch.allclose(policy.log_prob(rollout), before)
+
+
+def test_the_divergence_from_the_old_moments_by_hand():
+    policy, rollout = fixed_policy(), rollout_at(1.0, [3.0, -1.0])
+    # Means 2, -1 and log std 0, .5 now.
+    assert policy.moments(rollout).tolist() == [[[[2.0, -1.0, 0.0, 0.5]]]]
+    # Old: means 3, -1, log std 0, 0. KL(old, new): .5*1 = .5; .5*(e^-1 + 0 - 1 + 2*.5) = .183940
+    found = policy.divergence(rollout, torch.tensor([[[[3.0, -1.0, 0.0, 0.0]]]]))
+    assert found.shape == (1, 1, 1)
+    assert found.item() == pytest.approx(0.683940, abs=EXACT)
+    assert policy.divergence(rollout, policy.moments(rollout)).item() == 0.0

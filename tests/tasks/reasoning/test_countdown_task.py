@@ -15,6 +15,7 @@ from tasks.reasoning.checkpoint import Checkpoint
 from tasks.reasoning.countdown import BASE_FOLDER, BASE_PASS_AT_1, Countdown
 from tasks.reasoning.countdown_data import held_out_pools, training_puzzle
 from tasks.reasoning.countdown_puzzle import FAILURES, Puzzle
+from tasks.reasoning.language import overlong
 
 EXACT = 1e-12
 SAMPLING_ERROR = 0.03
@@ -194,3 +195,27 @@ def test_any_causal_lm_folder_serves_as_base(tmp_path: Path) -> None:
     rollout = task.score(task.rollout(task.build_policy(frozenset()), torch.tensor([0]), noise()))
     assert rollout.mask.shape[1] <= 3
     assert rollout.reward.sum() == 0.0
+
+
+def test_the_penalty_of_length_rises_over_the_buffer() -> None:
+    # Limit 16, buffer 4: nothing up to 12 tokens, then a quarter a token, all of it at 16.
+    found = overlong(torch.tensor([3, 12, 13, 15, 16]), 16, 4)
+    assert found.tolist() == [0.0, 0.0, 0.25, 0.75, 1.0]
+
+
+def test_a_text_in_the_buffer_loses_a_part_of_its_reward() -> None:
+    # 9 and 19 tokens with the end; limit 20, buffer 8: 0 and 7/8, halved.
+    task = Countdown(lm=LMConfig(max_new_tokens=20), overlong_buffer=8, overlong_penalty=0.5)
+    scored = task.score(written(task, "4371:14>", ["7+7=14,0$", "4+7=11,3;11+3=14,0$", "4+7=11,3$"]))
+    assert scored.reward_terms["correct"].tolist() == [1.0, 1.0, 0.0]
+    assert scored.reward_terms["overlong"].tolist() == [0.0, -0.4375, 0.0]
+    assert scored.reward.sum(1).tolist() == [1.0, 0.5625, 0.0]
+    # It sits on the last token, where the verdict does.
+    assert scored.reward[1, 18] == 0.5625
+    assert "overlong" not in small().score(written(small(), "4371:14>", ["7+7=14,0$"])).reward_terms
+
+
+@pytest.mark.parametrize("options", [{"overlong_buffer": -1}, {"overlong_buffer": 99}, {"overlong_penalty": -1.0}])
+def test_a_penalty_of_length_that_cannot_be_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"task\.overlong_buffer: expected 0 \(off\) to lm\.max_new_tokens = 36"):
+        Countdown(**options)  # type: ignore[arg-type]
