@@ -35,14 +35,19 @@ def make(folder: Path, **changes: Any) -> Prompted:
     return Prompted(**(settings | changes))
 
 
-def arguments(folder: Path, algorithm: str, out: Path, *more: str) -> list[str]:
+def settings_of(folder: Path) -> list[str]:
+    """`key=value` of a task whose iterations are 8 images."""
     return [
-        "train", algorithm, "image/prompted", "--folder", str(out),
         f"task.model.path={folder / 'model'}", "task.model.dtype=float32", "task.model.max_tokens=24",
         f"task.prompts={folder / 'train.txt'}", f"task.judge.prompts={folder / 'test.jsonl'}",
         "task.rewards.jpeg_compressibility=1", "task.height=16", "task.width=16", "task.groups_per_rollout=2",
         "task.group_size=4", "task.rows_per_pass=4", "task.trained.lora_rank=2", "task.flow.train_steps=4",
         "task.flow.eval_steps=3", "task.flow.window=2", "task.flow.num_probes=2", "update.updates_per_rollout=2",
         "update.micro_batch=4", "update.epochs=1", "trainer.num_evaluations=2", "trainer.accelerator=cpu",
-        "trainer.precision=32-true", "update.ema=0.5", *more,
+        "trainer.precision=32-true", "update.ema=0.5",
     ]  # fmt: skip
+
+
+def arguments(folder: Path, algorithm: str, out: Path, *more: str) -> list[str]:
+    """Words of `rlflow`."""
+    return ["train", algorithm, "image/prompted", "--folder", str(out), *settings_of(folder), *more]
