@@ -104,6 +104,11 @@ class Prompted(Task):
                 f"task.model.dtype: training in full needs float32 weights, found {self.model.dtype}, in which small "
                 "updates are lost; set task.model.dtype=float32 trainer.precision=bf16-mixed, or a lora_rank"
             )
+        if self.normalise == "per_reward" and self.group_size < 2:
+            raise ValueError(
+                f"task.group_size: normalise=per_reward compares the images of a prompt, expected at least 2, found "
+                f"{self.group_size}"
+            )
         if self.anchor_base == self.anchor_reference:
             raise ValueError(f"task.anchor_reference: expected another score than anchor_base = {self.anchor_base}")
         if taken := sorted(OWN_METRICS & set(self.rewards)):
@@ -258,7 +263,14 @@ class Prompted(Task):
     @cached_property
     def _catalogue(self) -> Catalogue:
         guarded = any(part.guard for part in self._mix.parts)
-        return open_catalogue(self.prompts, self.num_prompts, self.judge, guarded=guarded)
+        found = open_catalogue(self.prompts, self.num_prompts, self.judge, guarded=guarded)
+        if self.groups_per_rollout > len(found.training):
+            raise ValueError(
+                f"task.groups_per_rollout: expected at most one group per training prompt, found "
+                f"{self.groups_per_rollout} for {len(found.training)} prompts; two groups of a prompt would start "
+                "from the same noise"
+            )
+        return found
 
     @cached_property
     def _mix(self) -> RewardMix:
@@ -280,6 +292,12 @@ class Prompted(Task):
                 f"task.prompts: {len(kept.overlong)} of {len(texts)} prompts have more than model.max_tokens = "
                 f"{adapter.max_tokens} tokens, the first is {kept.overlong[0][:60]!r}; raise it, shorten them, or set "
                 "task.overlong=truncate"
+            )
+        tokens = adapter.num_tokens(model.negative_prompt) if adapter.takes_negative else 0
+        if tokens > adapter.max_tokens and self.overlong == "refuse":
+            raise ValueError(
+                f"task.model.negative_prompt has {tokens} tokens, more than model.max_tokens = {adapter.max_tokens}; "
+                "raise it, shorten the prompt, or set task.overlong=truncate"
             )
         return kept
 

@@ -173,13 +173,14 @@ class Adapter(ABC):
         return torch.cat(images)
 
     def load_transformer(self, model: str, dtype: torch.dtype) -> nn.Module:
-        """A fresh copy of the pretrained transformer."""
+        """A fresh copy of the pretrained transformer.
+
+        Raises:
+            OSError: Its files are missing, or lack weights.
+        """
         import diffusers
 
-        transformer: nn.Module = getattr(diffusers, self.transformer_class).from_pretrained(
-            model, subfolder="transformer", dtype=dtype
-        )
-        return transformer
+        return load_complete(getattr(diffusers, self.transformer_class), model, "transformer", dtype)
 
     @contextmanager
     def _moved(self, modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
@@ -191,3 +192,19 @@ class Adapter(ABC):
             if self.offload:
                 for module in modules:
                     module.to("cpu")
+
+
+def load_complete(kind: Any, model: str, part: str, dtype: torch.dtype) -> nn.Module:
+    """`kind.from_pretrained` of a part of a pipeline, in which no weight is left as it was initialised.
+
+    The libraries only warn of weights that a file lacks, and go on with random numbers.
+
+    Raises:
+        OSError: The files are missing, or lack weights.
+    """
+    module: nn.Module
+    module, info = kind.from_pretrained(model, subfolder=part, dtype=dtype, output_loading_info=True)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise OSError(f"the weights of {part} lack {len(missing)} tensors, the first is {missing[0]}")
+    return module
