@@ -185,13 +185,19 @@ class Adapter(ABC):
     @contextmanager
     def _moved(self, modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
         for module in modules:
-            module.to(device)
+            _move(module, device)
         try:
             yield
         finally:
             if self.offload:
                 for module in modules:
-                    module.to("cpu")
+                    _move(module, torch.device("cpu"))
+
+
+def _move(module: nn.Module, device: torch.device) -> None:
+    """`module.to(device)` where it is elsewhere: even where nothing moves, diffusers looks through every module."""
+    if next(module.parameters()).device != device:
+        module.to(device)
 
 
 def load_complete(kind: Any, model: str, part: str, dtype: torch.dtype) -> nn.Module:
