@@ -42,15 +42,15 @@ class Sheet(SampleWriter):
         from PIL import Image, ImageDraw
 
         pictures = [self.images] if self.before is None else [self.before, self.images]
-        width = _CELL * len(pictures)
+        width = (_CELL + _GAP) * len(pictures) + _GAP
         columns = min(_COLUMNS // len(pictures), len(self.images))
         rows = -(-len(self.images) // columns)
-        sheet = Image.new("RGB", (columns * (width + _GAP), rows * (_CELL + _TEXT)), "white")
+        sheet = Image.new("RGB", (columns * width, rows * (_CELL + _TEXT + _GAP)), "white")
         draw = ImageDraw.Draw(sheet)
         for i, (caption, label) in enumerate(zip(self.captions, self.labels, strict=True)):
-            x, y = i % columns * (width + _GAP), i // columns * (_CELL + _TEXT)
+            x, y = i % columns * width + _GAP, i // columns * (_CELL + _TEXT + _GAP)
             for side, images in enumerate(pictures):
-                sheet.paste(_picture(images[i]), (x + side * _CELL, y + _TEXT))
+                sheet.paste(_picture(images[i]), (x + side * (_CELL + _GAP), y + _TEXT))
             # The built-in font has no glyph for every script; a box is better than an error after hours of training.
             text = f"{label} {caption}".encode("latin-1", "replace").decode("latin-1")
             line = _CHARACTERS * len(pictures)

@@ -163,8 +163,9 @@ def test_the_base_stays_beside_what_was_trained(folder: Path, tmp_path: Path, ra
     torch.manual_seed(0)
     policy = task.build_policy(frozenset({"log_prob"}))
     first = pixels(judged(folder, task, policy), tmp_path / "a.png")
-    # A row of two pairs, each 2 x 256 wide below 32 pixels of text: equal halves before training.
-    left, right = first[32:288, :256], first[32:288, 256:512]
+    # Pairs of 256 pixels with 8 around each, below 32 pixels of text: equal halves before training.
+    base, trained = np.s_[32:288, 8:264], np.s_[32:288, 272:528]
+    left, right = first[base], first[trained]
     assert np.array_equal(left, right)
     before = torch.get_rng_state()
     with torch.no_grad():
@@ -172,8 +173,8 @@ def test_the_base_stays_beside_what_was_trained(folder: Path, tmp_path: Path, ra
             if parameter.requires_grad:
                 parameter += 0.05
     later = pixels(judged(folder, task, policy), tmp_path / "b.png")
-    assert np.array_equal(later[32:288, :256], left)
-    assert not np.array_equal(later[32:288, 256:512], right)
+    assert np.array_equal(later[base], left)
+    assert not np.array_equal(later[trained], right)
     # A process that only has the trained weights, as `rlflow eval` of a checkpoint, draws the same base.
     fresh = make(folder, judge=settings(folder), trained=task.trained)
     assert np.array_equal(pixels(judged(folder, fresh, policy), tmp_path / "c.png"), later)
