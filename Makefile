@@ -33,6 +33,7 @@ format: $(STAMP)
 perf: $(STAMP) $(PEERS)/.installed
 	$(VENV)/bin/python tests/benchmarks/perf_control.py --peer $(PEERS)/bin/python $(ARGS)
 	$(VENV)/bin/python tests/benchmarks/perf_reasoning.py --peer $(PEERS)/bin/python $(ARGS)
+	$(VENV)/bin/python -m tests.benchmarks.perf_image
 
 $(PEERS)/.installed: tests/benchmarks/peers/requirements.txt $(STAMP)
 	$(VENV)/bin/python -m venv --clear $(PEERS)

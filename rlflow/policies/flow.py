@@ -185,9 +185,12 @@ class FlowPolicy(Policy):
         if self.normaliser is not None:
             self.normaliser.update(rollout.context["observation"])
 
+    def times(self, num_steps: int) -> Tensor:
+        """Times `[num_steps + 1]` from 1 to 0 of a walk of so many steps, on the CPU or where the grid makes them."""
+        return time_grid(num_steps, self.config.shift) if self.grid is None else self.grid(num_steps)
+
     def _grid(self, num_steps: int, noise: Noise) -> Tensor:
-        made = time_grid(num_steps, self.config.shift) if self.grid is None else self.grid(num_steps)
-        return made.to(noise.device)
+        return self.times(num_steps).to(noise.device)
 
     def _evaluated(self, velocity: Velocity, x: Tensor, noise: Noise) -> Tensor:
         c, grid = self.config, self._grid(self.config.eval_steps, noise)

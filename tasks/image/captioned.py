@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -16,13 +17,12 @@ from rlflow.policies.flow import FlowPolicy
 from rlflow.policies.flow_config import FlowConfig
 from rlflow.policies.heads import ContextHead, mlp, partition_mlp
 from rlflow.policy import Policy
-from rlflow.random import Noise, generator
+from rlflow.random import Noise
 from rlflow.rollout import Rollout
-from rlflow.task import Anchors, Evaluation, Task
+from rlflow.task import Anchors, Evaluation, SampleWriter, Task
+from tasks.image.frozen import Captions, FrozenSet
+from tasks.image.generation import COMPARED, GENERATION, Generation, sampler_settings
 from tasks.image.networks import load_network
-
-# Rows of one evaluation forward; larger batches are no faster on a CPU.
-_EVALUATION_ROWS = 256
 
 
 def small_flow() -> FlowConfig:
@@ -41,31 +41,6 @@ def small_flow() -> FlowConfig:
         probe_loss="x0",
         kl="velocity",
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Captions:
-    """The prompts of a task and what its network reads.
-
-    Attributes:
-        tokens: [P, caption_length] int64, one row per prompt.
-        num_words: rows of the token embedding.
-        evaluation: [groups] int64, the frozen held-out prompts.
-        evaluation_group_size: images of each.
-        noise_seed: of the evaluation's fixed noise.
-        image_shape: channels, height, width.
-        base: folder of the shipped base.
-        base_score: strict score of the shipped base on the whole frozen set.
-    """
-
-    tokens: Tensor
-    num_words: int
-    evaluation: Tensor
-    evaluation_group_size: int
-    noise_seed: int
-    image_shape: tuple[int, int, int]
-    base: Path
-    base_score: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +118,14 @@ class CaptionedImages(Task):
     @abstractmethod
     def report(self, images: Tensor, prompts: Tensor) -> Evaluation:
         """Judge evaluation images on the CPU, in whole groups, with `score` and the guards."""
+
+    @abstractmethod
+    def caption(self, prompt: int) -> str:
+        """What a prompt says."""
+
+    @abstractmethod
+    def verdicts(self, images: Tensor, prompts: Tensor) -> list[str]:
+        """Kind of failure of each image on the CPU, `none` where it is right."""
 
     def content(self) -> Mapping[str, str]:
         """An own base."""
@@ -227,22 +210,35 @@ class CaptionedImages(Task):
 
     def evaluate(self, policy: Policy, noise: Noise) -> Evaluation:
         """Judge the held-out prompts on the evaluation grid, from fixed noise."""
+        flow, frozen = cast(FlowPolicy, policy), self._frozen
+        prompts = frozen.prompts[: self.evaluation_groups * frozen.captions.evaluation_group_size]
+        images = frozen.drawn(flow, torch.arange(len(prompts)), noise.device)
+        result = self.report(images, prompts)
+        files: dict[str, SampleWriter] = {
+            COMPARED: frozen.compared(images, self.caption, self.verdicts, self._base, noise.device),
+            GENERATION: Generation(settings=self._generation(flow)),
+        }
+        return replace(result, files={**result.files, **files})
+
+    def _base(self) -> FlowPolicy:
+        with torch.random.fork_rng(devices=[]):
+            return cast(FlowPolicy, self.build_policy(frozenset())).eval()
+
+    @cached_property
+    def _frozen(self) -> FrozenSet:
+        return FrozenSet(self.captions())
+
+    def _generation(self, flow: FlowPolicy) -> dict[str, Any]:
         captions = self.captions()
-        prompts = captions.evaluation[: self.evaluation_groups].repeat_interleave(captions.evaluation_group_size)
-        start = torch.randn(
-            (len(captions.evaluation) * captions.evaluation_group_size, *captions.image_shape),
-            generator=torch.Generator().manual_seed(captions.noise_seed),
-        )[: len(prompts)]
-        sample = cast(FlowPolicy, policy).sample
-        # For a stochastic sampler, which would else draw other noise in every evaluation.
-        fixed = Noise(generator=generator(captions.noise_seed, "image", "evaluation"), device=noise.device)
-        images = []
-        for rows, initial in zip(
-            torch.split(prompts, _EVALUATION_ROWS), torch.split(start, _EVALUATION_ROWS), strict=True
-        ):
-            context = {"tokens": captions.tokens[rows].to(noise.device)}
-            images.append(sample(context, fixed, train=False, initial=initial.to(noise.device))["sample"].cpu())
-        return self.report(torch.cat(images), prompts)
+        return {
+            **sampler_settings(flow.config, flow.times(flow.config.eval_steps)),
+            "noise_seed": captions.noise_seed,
+            "num_prompts": self.evaluation_groups,
+            "images_per_prompt": captions.evaluation_group_size,
+            "image_shape": list(captions.image_shape),
+            "task": self.name,
+            "revision": self.revision,
+        }
 
 
 class CaptionWords:

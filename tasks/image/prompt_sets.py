@@ -57,9 +57,10 @@ def read_prompts(
     """Read or generate a prompt set.
 
     Args:
-        source: `geneval` or `ocr` (generated); a `.txt` file (one prompt a line) or `.jsonl` file (objects with
-            `prompt`, `text` or `caption`, the rest becomes the metadata, so GenEval's own files are read as they
-            are); a folder written by `datasets.save_to_disk`, or any other name that `datasets.load_dataset` opens.
+        source: `geneval` or `ocr` (generated), `guard` (own, for evaluation); a `.txt` file (one prompt a line) or
+            `.jsonl` file (objects with `prompt`, `text` or `caption`, the rest becomes the metadata, so GenEval's own
+            files are read as they are); a folder written by `datasets.save_to_disk`, or any other name that
+            `datasets.load_dataset` opens.
         split: `train` or `test`. Generated sets are divided by the digest of a prompt, so that the two never share
             one; a dataset gives its own split; a file is taken whole, name another for the other split.
         limit: First prompts to keep; 0 keeps all.
@@ -86,7 +87,7 @@ def read_prompts(
     return prompt_set(prompts, source=source, limit=limit, max_characters=max_characters)
 
 
-GENERATORS = {"geneval": "geneval_prompts", "ocr": "ocr_prompts"}
+GENERATORS = {"geneval": "geneval_prompts", "ocr": "ocr_prompts", "guard": "guard_prompts"}
 
 
 def prompt_set(

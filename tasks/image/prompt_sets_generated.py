@@ -96,8 +96,29 @@ def ocr_prompts(
         target = " ".join(chosen)
         target = generator.choice((str.upper, str.title, str.lower))(target)
         text = generator.choice(_TEMPLATES).format(target)
-        prompts[text] = Prompt(text=text, meta={"tag": "ocr", "target": target})
+        tag = "1_word" if len(chosen) == 1 else f"{len(chosen)}_words"
+        prompts[text] = Prompt(text=text, meta={"tag": tag, "target": target})
     return list(prompts.values())
+
+
+def guard_prompts(count: int = 0, *, seed: int = 0, split: str = "test") -> list[Prompt]:
+    """Own prompts on everything that pictures are of, by category in `meta["tag"]`; never drawn, so no seed matters.
+
+    Args:
+        count: The first of them, category by category; 0 gives all.
+        seed: Unused.
+        split: `test` alone: they are there to be held out.
+    """
+    from omegaconf import OmegaConf
+
+    if count < 0 or split != "test":
+        raise ValueError(
+            f"guard prompts are for evaluation: expected count >= 0 and split test, found {count}, {split!r}"
+        )
+    path = Path(__file__).parent / "prompt_words" / "guard.yaml"
+    lists: Any = OmegaConf.to_container(OmegaConf.load(path))
+    prompts = [Prompt(text=text, meta={"tag": category}) for category, texts in lists.items() for text in texts]
+    return prompts[: count or None]
 
 
 def _check(count: int, split: str) -> None:

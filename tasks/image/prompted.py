@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,17 +16,19 @@ from rlflow.policies.flow import FlowPolicy
 from rlflow.policies.flow_config import ScheduledFlowConfig
 from rlflow.policies.heads import ContextHead, mlp, partition_mlp
 from rlflow.policy import Policy
-from rlflow.random import Noise, derived_seed, generator
+from rlflow.random import Noise, derived_seed
 from rlflow.rollout import Rollout
 from rlflow.task import Anchors, Evaluation, Task
-from tasks.image.pipelines.denoiser import Denoiser
+from tasks.image.catalogue import Catalogue, open_catalogue
+from tasks.image.diversity import pixel_diversity, thumbnails
+from tasks.image.judging import Judge
+from tasks.image.pipelines.denoiser import AdaptedDenoiser
 from tasks.image.pipelines.embeddings import PromptEmbeddings
 from tasks.image.pipelines.settings import JudgeSettings, ModelSettings, TrainedSettings
-from tasks.image.prompt_sets import PromptSet, read_prompts
-from tasks.image.rewards import Prompt, RewardMix, open_rewards
-from tasks.image.sheet import Sheet
+from tasks.image.rewards import RewardMix, open_rewards
 
 _MAX_SEED = 2**31
+OWN_METRICS = {"score", "diversity", "clip_diversity"}
 
 
 @dataclass(kw_only=True)
@@ -101,17 +104,36 @@ class Prompted(Task):
                 f"task.model.dtype: training in full needs float32 weights, found {self.model.dtype}, in which small "
                 "updates are lost; set task.model.dtype=float32 trainer.precision=bf16-mixed, or a lora_rank"
             )
+        if self.normalise == "per_reward" and self.group_size < 2:
+            raise ValueError(
+                f"task.group_size: normalise=per_reward compares the images of a prompt, expected at least 2, found "
+                f"{self.group_size}"
+            )
         if self.anchor_base == self.anchor_reference:
             raise ValueError(f"task.anchor_reference: expected another score than anchor_base = {self.anchor_base}")
+        if taken := sorted(OWN_METRICS & set(self.rewards)):
+            raise ValueError(
+                f"task.rewards: {taken} are names of the evaluation's own metrics; give the reward another label and "
+                "say what it is with `reward:`"
+            )
 
     @property
     def policy_kind(self) -> str:
         """Always a flow policy."""
         return "flow"
 
+    @property
+    def guards(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What the rewards do not see of this configuration: diversity, and the guard prompts."""
+        marked = [name for name, entry in self.rewards.items() if isinstance(entry, Mapping) and entry.get("guard")]
+        diversity = ("diversity",) if self.judge.images_per_prompt > 1 else ()
+        return (*diversity, *(f"guard_{name}" for name in marked))
+
     def content(self) -> Mapping[str, str]:
         """The pipeline, and prompts that are files here."""
-        named = {"model.path": self.model.path, "prompts": self.prompts, "judge.prompts": self.judge.prompts}
+        judge = self.judge
+        named = {"model.path": self.model.path, "prompts": self.prompts, "judge.prompts": judge.prompts,
+                 "judge.guard_prompts": judge.guard_prompts}  # fmt: skip
         return {name: at for name, at in named.items() if at and Path(at).exists()}
 
     @property
@@ -121,11 +143,11 @@ class Prompted(Task):
 
     def starts(self) -> Sequence[int]:
         """Numbers of the training prompts."""
-        return range(len(self._training))
+        return range(len(self._catalogue.training))
 
     def evaluation_starts(self) -> Sequence[int]:
         """Numbers of the evaluation prompts, after the training prompts."""
-        return range(len(self._training), len(self._training) + len(self._frozen))
+        return self._catalogue.frozen_numbers
 
     def build_policy(self, requires: frozenset[str]) -> Policy:
         """The pretrained transformer, with heads on the pooled prompt embedding."""
@@ -184,32 +206,18 @@ class Prompted(Task):
         if not bool(torch.isfinite(latents).all()):
             return rollout.replace(reward=torch.full_like(rollout.reward, torch.nan))
         images = self._embeddings.adapter.decode(latents, self.rows_per_pass)
-        asked = [self._catalogue[i] for i in rollout.context["prompt"].tolist()]
+        asked = [self._catalogue.prompts[i] for i in rollout.context["prompt"].tolist()]
         scores = self._mix(images, asked, group=rollout.group)
         return rollout.replace(
             reward=scores.reward[:, None].to(rollout.device),
             reward_terms={name: term.to(rollout.device) for name, term in scores.terms.items()},
+            metrics={**rollout.metrics, **self._diversity(images)},
         )
 
     @torch.no_grad()
     def evaluate(self, policy: Policy, noise: Noise) -> Evaluation:
         """Every reward, also the held-out ones, on the frozen prompts from the same noise at every checkpoint."""
-        flow, judge = cast(FlowPolicy, policy), self.judge
-        numbers = torch.tensor(self.evaluation_starts()).repeat_interleave(judge.images_per_prompt)
-        seeds = [derived_seed(judge.seed, "evaluation", row) for row in range(len(numbers))]
-        # For a stochastic sampler, which would else draw other noise in every evaluation.
-        fixed = Noise(generator=generator(judge.seed, "evaluation"), device=noise.device)
-        adapter, terms, shown = self._embeddings.adapter, list[dict[str, Tensor]](), list[Tensor]()
-        with cast(Denoiser, flow.actor).guided(judge.guidance):
-            for begin in range(0, len(numbers), self.rows_per_pass):
-                rows = slice(begin, begin + self.rows_per_pass)
-                start = adapter.initial(seeds[rows]).to(noise.device)
-                context = {"prompt": numbers[rows].to(noise.device)}
-                latents = flow.sample(context, fixed, train=False, initial=start)["sample"]
-                images = adapter.decode(latents, self.rows_per_pass)
-                terms.append(self._mix.evaluate(images, [self._catalogue[i] for i in numbers[rows].tolist()]))
-                shown += images[: max(judge.sheet_images - len(shown), 0)].cpu()
-        return self._evaluation(numbers, {name: torch.cat([t[name] for t in terms]) for name in terms[0]}, shown)
+        return self._judge.evaluate(cast(FlowPolicy, policy), noise.device)
 
     def save(self, policy: Policy, folder: Path) -> None:
         """Write what was trained for diffusers: a LoRA, or a transformer in its folder (docs/image.md)."""
@@ -218,44 +226,51 @@ class Prompted(Task):
         save_trained(policy.actor, folder)
 
     def close(self) -> None:
-        """Close the rewards."""
-        if "_mix" in vars(self):
-            self._mix.close()
+        """Close the rewards and what compares images."""
+        for opened in ("_judge", "_mix"):
+            if opened in vars(self):
+                getattr(self, opened).close()
 
-    def _evaluation(self, numbers: Tensor, terms: dict[str, Tensor], shown: list[Tensor]) -> Evaluation:
-        score = self._mix.weighted(terms)
-        texts = [self._catalogue[i].text for i in numbers.tolist()]
-        items = [
-            {"item": row, "prompt": text, "score": score[row].item()} | {n: t[row].item() for n, t in terms.items()}
-            for row, text in enumerate(texts)
-        ]
-        labels = [f"{value:.3f}" for value in score[: len(shown)].tolist()]
-        sheet = Sheet(images=torch.stack(shown), captions=texts[: len(shown)], labels=labels)
-        metrics = {"score": score.mean().item()} | {name: term.mean().item() for name, term in terms.items()}
-        return Evaluation(metrics=metrics, items=items, files={"images.png": sheet})
+    def _diversity(self, images: Tensor) -> dict[str, float]:
+        if self.group_size < 2:
+            return {}
+        return {"diversity": pixel_diversity(thumbnails(images), self.group_size).mean().item()}
+
+    @contextmanager
+    def _untrained(self, flow: FlowPolicy) -> Iterator[FlowPolicy]:
+        """The policy with its LoRA off, or a second one of the pretrained weights, dropped after the block."""
+        if isinstance(flow.actor, AdaptedDenoiser):
+            with flow.actor.disable_adapter():
+                yield flow
+            return
+        with torch.random.fork_rng(devices=[]):
+            fresh = cast(FlowPolicy, self.build_policy(frozenset()))
+        yield fresh.to(next(flow.parameters()).device).eval()
 
     @cached_property
-    def _training(self) -> PromptSet:
-        if not self.prompts:
-            raise ValueError("task.prompts: expected geneval, ocr, a .txt or .jsonl file or a dataset, found nothing")
-        return read_prompts(self.prompts, split="train", count=self.num_prompts)
+    def _judge(self) -> Judge:
+        adapter, model, catalogue = self._embeddings.adapter, self.model, self._catalogue
+        described = {
+            "model": model.path, "pipeline": adapter.pipeline_class, "dtype": model.dtype, "height": self.height,
+            "width": self.width, "negative_prompt": model.negative_prompt, "prompts_sha256": catalogue.frozen.digest,
+            "rewards": self.rewards,
+        }  # fmt: skip
+        return Judge(
+            adapter=adapter, mix=self._mix, catalogue=catalogue, settings=self.judge,
+            rows_per_pass=self.rows_per_pass, described=described, untrained=self._untrained,
+        )  # fmt: skip
 
     @cached_property
-    def _frozen(self) -> PromptSet:
-        source, limit = self.judge.prompts or self.prompts, self.judge.num_prompts
-        frozen = read_prompts(source, split="test", limit=limit, count=limit)
-        trained = {prompt.text for prompt in self._training.prompts}
-        both = [prompt.text for prompt in frozen.prompts if prompt.text in trained]
-        if both:
+    def _catalogue(self) -> Catalogue:
+        guarded = any(part.guard for part in self._mix.parts)
+        found = open_catalogue(self.prompts, self.num_prompts, self.judge, guarded=guarded)
+        if self.groups_per_rollout > len(found.training):
             raise ValueError(
-                f"task.judge.prompts: {len(both)} of {len(frozen)} evaluation prompts in {source} are trained on, the "
-                f"first is {both[0]!r}; name other prompts"
+                f"task.groups_per_rollout: expected at most one group per training prompt, found "
+                f"{self.groups_per_rollout} for {len(found.training)} prompts; two groups of a prompt would start "
+                "from the same noise"
             )
-        return frozen
-
-    @cached_property
-    def _catalogue(self) -> tuple[Prompt, ...]:
-        return (*self._training.prompts, *self._frozen.prompts)
+        return found
 
     @cached_property
     def _mix(self) -> RewardMix:
@@ -270,13 +285,19 @@ class Prompted(Task):
             model.path, model.dtype, height=self.height, width=self.width, max_tokens=model.max_tokens,
             offload=model.offload,
         )  # fmt: skip
-        texts = [prompt.text for prompt in self._catalogue]
+        texts = [prompt.text for prompt in self._catalogue.prompts]
         kept = PromptEmbeddings(adapter, texts, model.negative_prompt, model.cached_prompts)
         if kept.overlong and self.overlong == "refuse":
             raise ValueError(
                 f"task.prompts: {len(kept.overlong)} of {len(texts)} prompts have more than model.max_tokens = "
                 f"{adapter.max_tokens} tokens, the first is {kept.overlong[0][:60]!r}; raise it, shorten them, or set "
                 "task.overlong=truncate"
+            )
+        tokens = adapter.num_tokens(model.negative_prompt) if adapter.takes_negative else 0
+        if tokens > adapter.max_tokens and self.overlong == "refuse":
+            raise ValueError(
+                f"task.model.negative_prompt has {tokens} tokens, more than model.max_tokens = {adapter.max_tokens}; "
+                "raise it, shorten the prompt, or set task.overlong=truncate"
             )
         return kept
 

@@ -11,8 +11,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from rlflow.task import Evaluation
-from tasks.image.captioned import CaptionedImages, Captions, Graded
-from tasks.image.checker import judge
+from tasks.image.captioned import CaptionedImages, Graded
+from tasks.image.checker import FAILURES, judge
+from tasks.image.frozen import Captions
 from tasks.image.guard import layout_diversity, quality
 from tasks.image.prompts import (
     EVAL_GROUP_SIZE,
@@ -68,6 +69,14 @@ class Shapes(CaptionedImages):
             quality=quality(images, verdict.findings),
             layout_diversity=layout_diversity(verdict.findings, self.group_size) if self.group_size > 1 else None,
         )
+
+    def caption(self, prompt: int) -> str:
+        """Of the catalogue."""
+        return catalogue()[prompt].caption
+
+    def verdicts(self, images: Tensor, prompts: Tensor) -> list[str]:
+        """As in the report."""
+        return [FAILURES[code] for code in judge(images, prompts).failure.tolist()]
 
     def report(self, images: Tensor, prompts: Tensor) -> Evaluation:
         """Metrics, a row per image and a contact sheet."""

@@ -11,8 +11,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from rlflow.task import Evaluation
-from tasks.image.captioned import CaptionedImages, Captions, Graded
-from tasks.image.text_reader import judge, quality
+from tasks.image.captioned import CaptionedImages, Graded
+from tasks.image.frozen import Captions
+from tasks.image.text_reader import FAILURES, judge, quality
 from tasks.image.text_report import evaluation, layout_diversity
 from tasks.image.text_words import (
     EVAL_GROUP_SIZE,
@@ -20,6 +21,7 @@ from tasks.image.text_words import (
     HEIGHT,
     VOCABULARY_SIZE,
     WIDTH,
+    catalogue,
     evaluation_words,
     held_out,
     tokens,
@@ -66,6 +68,14 @@ class TextImages(CaptionedImages):
             quality=quality(images, verdict.texts),
             layout_diversity=layout_diversity(images, self.group_size) if self.group_size > 1 else None,
         )
+
+    def caption(self, prompt: int) -> str:
+        """Of the catalogue."""
+        return catalogue()[prompt]
+
+    def verdicts(self, images: Tensor, prompts: Tensor) -> list[str]:
+        """As in the report."""
+        return [FAILURES[code] for code in judge(images, prompts).failure.tolist()]
 
     def report(self, images: Tensor, prompts: Tensor) -> Evaluation:
         """Metrics, a row per image and a contact sheet."""

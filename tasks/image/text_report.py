@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rlflow.task import Evaluation
+from tasks.image.contact_sheet import ContactSheet
 from tasks.image.guard import cover_diversity
-from tasks.image.report import ContactSheet
 from tasks.image.text_reader import FAILURES, Verdict, judge, quality
 from tasks.image.text_words import EVAL_GROUP_SIZE, LENGTHS, catalogue, tokens
 

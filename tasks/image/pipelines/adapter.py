@@ -173,21 +173,44 @@ class Adapter(ABC):
         return torch.cat(images)
 
     def load_transformer(self, model: str, dtype: torch.dtype) -> nn.Module:
-        """A fresh copy of the pretrained transformer."""
+        """A fresh copy of the pretrained transformer.
+
+        Raises:
+            OSError: Its files are missing, or lack weights.
+        """
         import diffusers
 
-        transformer: nn.Module = getattr(diffusers, self.transformer_class).from_pretrained(
-            model, subfolder="transformer", dtype=dtype
-        )
-        return transformer
+        return load_complete(getattr(diffusers, self.transformer_class), model, "transformer", dtype)
 
     @contextmanager
     def _moved(self, modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
         for module in modules:
-            module.to(device)
+            _move(module, device)
         try:
             yield
         finally:
             if self.offload:
                 for module in modules:
-                    module.to("cpu")
+                    _move(module, torch.device("cpu"))
+
+
+def _move(module: nn.Module, device: torch.device) -> None:
+    """`module.to(device)` where it is elsewhere: even where nothing moves, diffusers looks through every module."""
+    if next(module.parameters()).device != device:
+        module.to(device)
+
+
+def load_complete(kind: Any, model: str, part: str, dtype: torch.dtype) -> nn.Module:
+    """`kind.from_pretrained` of a part of a pipeline, in which no weight is left as it was initialised.
+
+    The libraries only warn of weights that a file lacks, and go on with random numbers.
+
+    Raises:
+        OSError: The files are missing, or lack weights.
+    """
+    module: nn.Module
+    module, info = kind.from_pretrained(model, subfolder=part, dtype=dtype, output_loading_info=True)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise OSError(f"the weights of {part} lack {len(missing)} tensors, the first is {missing[0]}")
+    return module

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,7 @@ class Denoiser(nn.Module):
         self.embeddings = embeddings
         self.rows_per_pass = rows_per_pass
         self.guidance = guidance
+        self._kept_dtype: torch.dtype | None = None
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         self._frozen = set(self.state_dict()) - trained if len(trained) < len(list(self.parameters())) else set()
         self.register_state_dict_post_hook(_without_frozen)  # type: ignore[no-untyped-call]
@@ -46,7 +47,9 @@ class Denoiser(nn.Module):
         n, prompts = len(x), context["prompt"]
         parts = []
         for begin in range(0, n, self.rows_per_pass):
-            rows = torch.arange(begin, begin + self.rows_per_pass, device=x.device).clamp_max(n - 1)
+            rows: slice | Tensor = slice(begin, begin + self.rows_per_pass)
+            if begin + self.rows_per_pass > n:
+                rows = torch.arange(begin, begin + self.rows_per_pass, device=x.device).clamp_max(n - 1)
             parts.append(self._velocity(x[rows], s[rows], prompts[rows]))
         return torch.cat(parts)[:n]
 
@@ -54,9 +57,21 @@ class Denoiser(nn.Module):
         adapter, kept = self.embeddings.adapter, self.embeddings
         rows = kept.rows(prompts, x.device)
         negative = kept.negatives(len(x), x.device) if adapter.takes_negative and self.guidance > 1 else None
-        dtype = self.transformer.dtype
-        assert isinstance(dtype, torch.dtype)
+        dtype = self._dtype()
         return adapter.velocity(self.transformer, x.to(dtype), s.float(), rows, negative, self.guidance).float()
+
+    def _dtype(self) -> torch.dtype:
+        """Of the transformer, kept until it is moved: diffusers looks through every module for it."""
+        if self._kept_dtype is None:
+            dtype = self.transformer.dtype
+            assert isinstance(dtype, torch.dtype)
+            self._kept_dtype = dtype
+        return self._kept_dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Denoiser:
+        self._kept_dtype = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     @contextmanager
     def guided(self, guidance: float) -> Iterator[None]:

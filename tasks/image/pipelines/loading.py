@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.image.pipelines.adapter import Adapter
+from tasks.image.pipelines.adapter import Adapter, load_complete
 from tasks.image.pipelines.denoiser import AdaptedDenoiser, Denoiser
 from tasks.image.pipelines.embeddings import PromptEmbeddings
 
@@ -46,12 +46,23 @@ def open_adapter(model: str, dtype: str, *, height: int, width: int, max_tokens:
         config = transformer_class.load_config(model, subfolder="transformer")
         with torch.device("meta"):
             transformer = transformer_class.from_config(config)
-        pipeline = getattr(diffusers, found).from_pretrained(
-            model, transformer=transformer, dtype={"default": DTYPES[dtype], "vae": torch.float32}
-        )
+        parts = {"transformer": transformer, **_frozen_parts(model, DTYPES[dtype])}
+        pipeline = getattr(diffusers, found).from_pretrained(model, **parts)
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(_incomplete(model, error)) from error
     return adapter_class(pipeline, height=height, width=width, max_tokens=max_tokens, offload=offload)
+
+
+def _frozen_parts(model: str, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """Text encoders of `dtype` and the VAE in float32, each with all of its weights."""
+    from diffusers import DiffusionPipeline
+
+    parts = {}
+    for name, where in DiffusionPipeline.load_config(model).items():
+        if name == "vae" or (name.startswith("text_encoder") and where[0] is not None):
+            kind = getattr(import_module(where[0]), where[1])
+            parts[name] = load_complete(kind, model, name, torch.float32 if name == "vae" else dtype)
+    return parts
 
 
 def build_denoiser(

@@ -65,7 +65,13 @@ class JudgeSettings:
         images_per_prompt: Images of each.
         guidance: Of evaluation images, e.g. 4.5 where training goes without.
         seed: Of their noise, the same at every checkpoint.
-        sheet_images: Images on the sample sheet.
+        sheet_images: Images on the sample sheets.
+        compare: A sheet of each image beside what the untrained model makes of the same noise, drawn once a process.
+            Trained in full this opens a second transformer for that time.
+        guard_prompts: Prompts of every kind that the rewards marked `guard` score; none is drawn without such a reward.
+        num_guard_prompts: The first of them; 0 takes all.
+        diversity_model: CLIP model, folder or name on the hub, that also measures how different the images of a prompt
+            are; empty measures it on pixels alone. Either needs images_per_prompt >= 2.
     """
 
     prompts: str = ""
@@ -74,9 +80,20 @@ class JudgeSettings:
     guidance: float = 1.0
     seed: int = 0
     sheet_images: int = 24
+    compare: bool = True
+    guard_prompts: str = "guard"
+    num_guard_prompts: int = 0
+    diversity_model: str = ""
 
     def __post_init__(self) -> None:
         """Refuse an evaluation of nothing."""
         sizes = {name: getattr(self, name) for name in ("num_prompts", "images_per_prompt", "sheet_images")}
         if min(sizes.values()) < 1:
             raise ValueError(f"task.judge: expected at least 1 of each, found {sizes}")
+        if self.diversity_model and self.images_per_prompt < 2:
+            raise ValueError(
+                f"task.judge.diversity_model: expected images_per_prompt >= 2, found {self.images_per_prompt}; "
+                "one picture has nothing to differ from"
+            )
+        if self.num_guard_prompts < 0:
+            raise ValueError(f"task.judge.num_guard_prompts: expected at least 0, found {self.num_guard_prompts}")

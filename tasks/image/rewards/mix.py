@@ -27,12 +27,14 @@ class Part:
         reward: What scores.
         weight: Factor in the sum; 0 for a held-out part.
         held_out: True where the part is computed in evaluation only, to show what the training rewards do not see.
+        guard: True where the part also scores the guard prompts of an evaluation.
     """
 
     name: str
     reward: Reward
     weight: float
     held_out: bool
+    guard: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,10 @@ class RewardMix:
         """Raw scores `[n]` of every part by name, the held-out ones included."""
         return self._scores(self.parts, images, prompts)
 
+    def guard(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """Raw scores `[n]` of the parts that are guards by name: those that can judge a prompt of any kind."""
+        return self._scores([part for part in self.parts if part.guard], images, prompts)
+
     def weighted(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum `[n]` of raw training scores, whatever `normalise` says: the score of an evaluation."""
         return torch.stack([p.weight * terms[p.name] for p in self.parts if not p.held_out]).sum(0)
@@ -148,9 +154,10 @@ def open_rewards(spec: Mapping[str, Mapping[str, Any] | float], normalise: Norma
     """Build a mix from a task's configuration; no weight is read and no library imported before the first call.
 
     Args:
-        spec: Reward by label: its weight, or a mapping with `weight` (1), `held_out` (False), `reward` (the
-            registered name or `module:Class`; the label where it is missing) and the reward's own settings, e.g.
-            `{"ocr": 1.0, "aesthetic": {"weight": 0.1, "head": "/weights/head.pth"}, "clip_score": {"held_out": True}}`.
+        spec: Reward by label: its weight, or a mapping with `weight` (1), `held_out` (False), `guard` (False),
+            `reward` (the registered name or `module:Class`; the label where it is missing) and the reward's own
+            settings, e.g. `{"ocr": 1.0, "aesthetic": {"weight": 0.1, "head": "/weights/head.pth"}, "clip_score":
+            {"held_out": True, "guard": True}}`.
         normalise: See `RewardMix.__call__`.
 
     Raises:
@@ -162,9 +169,9 @@ def open_rewards(spec: Mapping[str, Mapping[str, Any] | float], normalise: Norma
 
 def _part(label: str, entry: Mapping[str, Any] | float) -> Part:
     settings: dict[str, Any] = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
-    held_out = bool(settings.pop("held_out", False))
+    held_out, guard = bool(settings.pop("held_out", False)), bool(settings.pop("guard", False))
     weight = float(settings.pop("weight", 0.0 if held_out else 1.0))
     if held_out and weight != 0:
         raise ValueError(f"reward {label!r}: expected no weight where held_out is set, found {weight}")
     name = str(settings.pop("reward", label))
-    return Part(name=label, reward=make_reward(name, settings), weight=weight, held_out=held_out)
+    return Part(name=label, reward=make_reward(name, settings), weight=weight, held_out=held_out, guard=guard)

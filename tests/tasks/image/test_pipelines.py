@@ -13,6 +13,7 @@ from rlflow.policies.flow import FlowPolicy
 from rlflow.policies.flow_config import ScheduledFlowConfig
 from rlflow.random import Noise, generator
 from rlflow.rollout import Rollout
+from tasks.image.pipelines import adapter as adapter_module
 from tasks.image.pipelines.denoiser import Denoiser
 from tasks.image.pipelines.embeddings import PromptEmbeddings
 from tasks.image.pipelines.loading import ModelError, build_denoiser, open_adapter, save_trained
@@ -164,6 +165,23 @@ def take(rollout: Rollout, rows: list[int]) -> Rollout:
     return rollout.replace(old_log_prob=None, **kept, **cut)
 
 
+def test_the_transformers_dtype_follows_where_it_is_moved(models: dict[str, str]) -> None:
+    kept = embeddings(models["sd3"])
+    actor = denoiser(kept, models["sd3"])
+    x, context = torch.zeros(2, *kept.adapter.shape), {"prompt": torch.tensor([0, 1])}
+    seen = []
+    actor.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["hidden_states"].dtype), with_kwargs=True
+    )
+    with torch.no_grad():
+        for dtype in (torch.float32, torch.float64):
+            actor.to(dtype)
+            kept._kept.clear()
+            kept.adapter.pipeline.to(dtype)
+            actor(x, torch.ones(2), context)
+    assert seen == [torch.float32, torch.float64]
+
+
 def test_without_the_lora_the_actor_is_its_own_reference(models: dict[str, str]) -> None:
     kept = embeddings(models["sd3"])
     actor = denoiser(kept, models["sd3"])
@@ -266,20 +284,23 @@ def test_prompts_too_long_for_the_encoder_are_found(models: dict[str, str]) -> N
 
 def test_frozen_parts_leave_the_device_after_use(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     moves: list[tuple[str, str]] = []
-    original = torch.nn.Module.to
-
-    def to(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
-        moves.append((type(self).__name__, str(args[0])))
-        return original(self, *args, **kwargs)
-
+    monkeypatch.setattr(
+        adapter_module, "_move", lambda module, device: moves.append((type(module).__name__, str(device)))
+    )
     kept = embeddings(models["flux"])
-    for part in (kept.adapter.pipeline.vae, kept.adapter.pipeline.text_encoder, kept.adapter.pipeline.text_encoder_2):
-        monkeypatch.setattr(type(part), "to", to)
-    meta = torch.device("cpu", 0)
-    kept.adapter.encode(["a"], meta)
+    kept.adapter.encode(["a"], torch.device("cpu", 0))
     kept.adapter.decode(kept.adapter.initial([0]), 1)
     names = ["CLIPTextModel", "T5EncoderModel"]
     assert moves == [*((n, "cpu:0") for n in names), *((n, "cpu") for n in names), *[("AutoencoderKL", "cpu")] * 2]
+
+
+def test_a_module_is_moved_only_where_it_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = torch.nn.Linear(1, 1)
+    calls: list[object] = []
+    monkeypatch.setattr(module, "to", calls.append)
+    for device in ("cpu", "meta"):
+        adapter_module._move(module, torch.device(device))
+    assert calls == [torch.device("meta")]
 
 
 @pytest.mark.parametrize(

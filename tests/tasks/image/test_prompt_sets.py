@@ -155,5 +155,7 @@ def test_unknown_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="count >= 1"):
         read_prompts("ocr", count=0)
     pytest.importorskip("datasets")
-    with pytest.raises(FileNotFoundError, match=r"no prompts called 'genevall': expected one of \['geneval', 'ocr'\]"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no prompts called 'genevall': expected one of \['geneval', 'guard', 'ocr'\]"
+    ):
         read_prompts("genevall")

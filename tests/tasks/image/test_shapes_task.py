@@ -1,5 +1,6 @@
 """The task against the contract, on a random network of a few thousand weights; the shipped base where it matters."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +124,41 @@ def test_evaluation_reports_kinds_guards_and_files(task: Shapes, tmp_path: Path)
     path = tmp_path / "images.png"
     result.files["images.png"](path)
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize("solver", ["euler", "sde"])
+def test_the_base_stays_beside_what_was_trained(task: Shapes, tmp_path: Path, solver: str) -> None:
+    task.flow = replace(FLOW, eval_solver=solver)
+    policy = task.build_policy(frozenset({"log_prob"}))
+
+    def halves() -> tuple[torch.Tensor, torch.Tensor]:
+        sheet = task.evaluate(policy, Noise(generator=generator(0))).files["base_and_trained.png"]
+        assert sheet.names[:2] == ["base", "trained"]
+        assert sheet.captions[0] == sheet.captions[1] == catalogue()[int(task.evaluation_starts()[0])].caption
+        sheet(tmp_path / "sheet.png")
+        return sheet.images[::2], sheet.images[1::2]
+
+    state = torch.get_rng_state()
+    before, after = halves()
+    assert torch.equal(torch.get_rng_state(), state)
+    # All 16 images of two groups. Batches of other sizes may round in another way.
+    assert len(before) == 16
+    assert torch.allclose(before, after, rtol=0.0, atol=1e-4)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.1
+    again, trained = halves()
+    assert torch.equal(again, before)
+    assert (trained - before).abs().max() > 0.01
+
+
+def test_what_made_the_pictures_is_written_down(task: Shapes, tmp_path: Path) -> None:
+    writer = task.evaluate(task.build_policy(frozenset()), Noise(generator=generator(0))).files["generation.json"]
+    writer(tmp_path / "generation.json")
+    found = json.loads((tmp_path / "generation.json").read_text())
+    assert (found["steps"], found["times"], found["solver"]) == (2, [1.0, 0.5, 0.0], "euler")
+    assert (found["num_prompts"], found["images_per_prompt"], found["image_shape"]) == (2, 8, [3, 16, 16])
+    assert found["revision"] == task.revision
 
 
 def test_failure_shares_and_score_add_up(task: Shapes) -> None:
