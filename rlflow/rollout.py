@@ -37,6 +37,8 @@ class Rollout:
         boundary_context: Context of the true next observation at every boundary that is not a termination, in
             row-major order of `boundary & ~terminated`. Leaves are `[M, 1, ...]`; None where there is no such boundary.
         old_log_prob: `[B, T, K]` float32 under the behaviour policy, or None where the policy gives it on replay.
+        sampler_log_prob: `[B, T, K]` float32, what the rollout engine itself said of the sampled actions, where an
+            engine other than the trainer's own forward made them; else None.
         decisions_independent: True where every decision carries its own context, so that decisions may be
             evaluated apart from their rollout (control); False where a decision depends on earlier ones (tokens).
         reward_terms: Each reward component, `[B]`, logged as `reward/NAME`.
@@ -53,6 +55,7 @@ class Rollout:
     boundary: Tensor
     boundary_context: dict[str, Tensor] | None = None
     old_log_prob: Tensor | None = None
+    sampler_log_prob: Tensor | None = None
     decisions_independent: bool = False
     reward_terms: dict[str, Tensor] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -137,6 +140,7 @@ class Rollout:
             boundary=merge(self.boundary),
             boundary_context=None,
             old_log_prob=None if self.old_log_prob is None else merge(self.old_log_prob),
+            sampler_log_prob=None if self.sampler_log_prob is None else merge(self.sampler_log_prob),
         )
 
 
@@ -245,9 +249,10 @@ def assert_shapes(rollout: Rollout) -> None:
     lead = (b, t) if rollout.decisions_independent else (b,)
     for name, x in rollout.context.items():
         _expect(f"context.{name}", x.shape[: len(lead)] == lead, f"{list(lead)} + [...]", x)
-    if rollout.old_log_prob is not None:
-        x = rollout.old_log_prob
-        _expect("old_log_prob", x.ndim == 3 and x.shape[:2] == (b, t), f"[{b}, {t}, K]", x)
+    for name in ("old_log_prob", "sampler_log_prob"):
+        x = getattr(rollout, name)
+        if x is not None:
+            _expect(name, x.ndim == 3 and x.shape[:2] == (b, t), f"[{b}, {t}, K]", x)
     open_ends = int((rollout.boundary & ~rollout.terminated).sum())
     for name, x in (rollout.boundary_context or {}).items():
         _expect(f"boundary_context.{name}", x.shape[:2] == (open_ends, 1), f"[{open_ends}, 1, ...]", x)
@@ -272,8 +277,9 @@ def _take(
         keep[name] = keep[name][index]
     for name in ("context", "action", "reward_terms"):
         keep[name] = {k: v[index] for k, v in keep[name].items()} if name != "reward_terms" else {}
-    if rollout.old_log_prob is not None:
-        keep["old_log_prob"] = rollout.old_log_prob[index]
+    for name in ("old_log_prob", "sampler_log_prob"):
+        if keep[name] is not None:
+            keep[name] = keep[name][index]
     keep.update(boundary_context=None, extras={}, metrics={})
     return Minibatch(
         **keep,
