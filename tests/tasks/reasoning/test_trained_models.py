@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from rlflow.config import resolve
+from rlflow.export import export
 from rlflow.policies.causal_lm import LMConfig
 from rlflow.policies.engines.apart import Apart, EngineDiedError, Rows
 from rlflow.random import Noise, generator
 from rlflow.rollout import Rollout
+from rlflow.run import build
+from rlflow.task import Evaluation
 from tasks.reasoning.checkpoint import Checkpoint
 from tasks.reasoning.countdown import Countdown
 from tasks.reasoning.settings import TrainedSettings
@@ -111,6 +116,16 @@ def test_a_lora_is_exported_as_an_adapter(qwen: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "model" / "model.safetensors").exists()
     loaded = PeftModel.from_pretrained(task.checkpoint.load_model(), tmp_path / "model")
     assert torch.allclose(logits(loaded, rollout), logits(policy.actor, rollout), atol=ROUNDED)
+
+
+def test_the_export_command_writes_the_model_and_keeps_heads_beside_it(qwen: Path, tmp_path: Path) -> None:
+    # The embedding of this model is its LM head, too.
+    loop = build(resolve("ppo", "reasoning/countdown", [f"task.base={qwen}", "task.trained.lora_rank=2"]), tmp_path)
+    export(loop, Evaluation(metrics={"score": 0.0}), tmp_path / "out")
+    kept = load_file(tmp_path / "out" / "policy.safetensors")
+    assert {name.partition(".")[0] for name in kept} == {"actor", "critic"}
+    inside = load_file(tmp_path / "out" / "model" / "model.safetensors")
+    assert inside.keys() == dict(loop.task.checkpoint.load_model().named_parameters()).keys()
 
 
 def test_gradient_checkpointing_changes_no_gradient(base: Path) -> None:
