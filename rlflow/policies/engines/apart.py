@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-import weakref
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlflow.policies.engines.engine import (
     Completions,
@@ -19,7 +18,7 @@ from rlflow.policies.engines.engine import (
     bare_prompts,
     row_seeds,
 )
-from rlflow.policies.engines.weights import plain_weights, weights_version
+from rlflow.policies.engines.weights import fingerprint, plain_weights
 from rlflow.random import Noise
 
 CANARY_ROWS, CANARY_TOKENS = 4, 8
@@ -45,7 +44,7 @@ class Apart(Engine):
 
     canary_tolerance: float = 0.1
     restarts: int = field(default=0, init=False)
-    _loaded: tuple[weakref.ref[nn.Module], int] | None = field(default=None, init=False)
+    _loaded: tuple[float, ...] = field(default=(), init=False)
 
     @abstractmethod
     def start(self) -> None:
@@ -93,19 +92,19 @@ class Apart(Engine):
 
     def close(self) -> None:
         """Stop; the next `complete` starts and loads again."""
-        self._loaded = None
+        self._loaded = ()
         self.stop()
 
     def _bring(self, model: LanguageModel, context: dict[str, Tensor]) -> None:
         self.start()
-        version = weights_version(model.actor)
-        if self._loaded is not None and (self._loaded[0](), self._loaded[1]) == (model.actor, version):
+        wanted = fingerprint(model.actor)
+        if self._loaded == wanted:
             return
         began = time.perf_counter()
         self.load(plain_weights(model.actor))
         self.metrics["engine_sync_s"] = time.perf_counter() - began
         self.metrics["engine_canary"] = self._canary(model, context)
-        self._loaded = weakref.ref(model.actor), version
+        self._loaded = wanted
 
     def _canary(self, model: LanguageModel, context: dict[str, Tensor]) -> float:
         rows = slice(None, None, max(len(context["prompt"]) // CANARY_ROWS, 1))

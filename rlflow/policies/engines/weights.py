@@ -39,6 +39,11 @@ def plain_weights(actor: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield name.replace(BASE, ""), merged.to(weight.dtype)
 
 
-def weights_version(actor: nn.Module) -> int:
-    """Grows with every change in place of a weight (an optimiser step, a loaded checkpoint, averaged weights)."""
-    return sum(weight._version for weight in actor.parameters())
+@torch.no_grad()
+def fingerprint(actor: nn.Module) -> tuple[float, ...]:
+    """The sum of each weight in float64: another one where weights have changed, however that happened.
+
+    Version counters of tensors would cost nothing, but fused optimisers leave them as they are: an engine that trusts
+    them samples from the untrained model for ever.
+    """
+    return tuple(torch.stack([weight.sum(dtype=torch.float64) for weight in actor.parameters()]).tolist())
