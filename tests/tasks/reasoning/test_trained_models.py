@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rlflow.config import resolve
+from rlflow.config import ConfigError, resolve
 from rlflow.export import export
 from rlflow.policies.causal_lm import LMConfig
 from rlflow.policies.engines.apart import Apart, EngineDiedError, Rows
@@ -234,3 +234,17 @@ def test_own_forward_reports_no_engine(qwen: Path) -> None:
     rollout = rolled(task, task.build_policy(ALL))
     assert rollout.sampler_log_prob is None
     assert rollout.metrics.keys() == {"completion_tokens"}
+
+
+@pytest.mark.parametrize("name", ["gsm8k_05b", "gsm8k_15b_lora", "dapo17k_7b"])
+@pytest.mark.parametrize("algorithm", ["ppo", "flowrl", "reinforce_pp"])
+def test_presets_of_real_models_resolve_without_opening_one(algorithm: str, name: str) -> None:
+    task = resolve(algorithm, f"reasoning/{name}").task
+    assert task.engine == "vllm"
+    assert task.lm.max_new_tokens + task.max_prompt_tokens <= task.vllm.max_model_len
+    task.close()
+
+
+def test_a_truncated_distribution_is_no_setting_of_training(qwen: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'task\.lm\.top_p'"):
+        resolve("ppo", "reasoning/countdown", [f"task.base={qwen}", "task.lm.top_p=0.9"])
