@@ -66,7 +66,9 @@ def _package(name: str) -> Finding:
 def _extra(name: str, remedy: str) -> Finding:
     if find_spec(name) is None:
         return Finding(verdict="missing", subject=name, detail=remedy)
-    return Finding(verdict="ok", subject=name, detail=metadata.version(name))
+    # The CPU build of vLLM installs the same module under another name.
+    distributions = metadata.packages_distributions().get(name, [name])
+    return Finding(verdict="ok", subject=name, detail=metadata.version(distributions[0]))
 
 
 def _device() -> Finding:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlflow.doctor import EXTRAS
 from rlflow.task import Acting, Acts, Evaluation, Saves
@@ -59,8 +59,7 @@ def export(loop: Loop, evaluation: Evaluation, folder: Path) -> Exported:
         unfinished.mkdir()
         with loop.averaged.in_place():
             difference = _network(loop, unfinished / NETWORK)
-            tensors = {key: value.contiguous() for key, value in loop.policy.state_dict().items()}
-            (unfinished / WEIGHTS).write_bytes(save(tensors))
+            (unfinished / WEIGHTS).write_bytes(save(_tensors(loop.policy)))
             if isinstance(loop.task, Saves):
                 loop.task.save(loop.policy, unfinished)
         (unfinished / CONFIG).write_text(json.dumps(loop.config.resolved, indent=1) + "\n", encoding="utf-8")
@@ -144,6 +143,19 @@ An untrained policy has the score {task.anchors.base:g}, the reference {task.anc
 
 `{WEIGHTS}` holds the policy's tensors, `{CONFIG}` everything that was set.
 {network if has_network else ""}"""
+
+
+def _tensors(policy: nn.Module) -> dict[str, Tensor]:
+    """The policy's tensors, tied ones (embedding and LM head) once, by their first name."""
+    kept: dict[str, Tensor] = {}
+    seen: set[tuple[int, torch.Size]] = set()
+    for key, value in policy.state_dict().items():
+        place = (value.data_ptr(), value.shape)
+        if value.numel() and place in seen:
+            continue
+        seen.add(place)
+        kept[key] = value.contiguous()
+    return kept
 
 
 def _network(loop: Loop, path: Path) -> float | None:

@@ -188,7 +188,7 @@ class Policy(nn.Module, ABC):
         groups = {"actor": [p for p in self.actor.parameters() if p.requires_grad]}
         for name, head in heads.items():
             if isinstance(head, nn.Module):
-                groups[name] = list(head.parameters())
+                groups[name] = [p for p in head.parameters() if p.requires_grad]
         known = {id(p) for group in groups.values() for p in group}
         groups["actor"] += [p for p in self.parameters() if p.requires_grad and id(p) not in known]
         return groups

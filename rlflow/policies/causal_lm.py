@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from rlflow.policies.engines.difference import engine_difference
+from rlflow.policies.engines.engine import Engine, Sampling
+from rlflow.policies.engines.own_forward import OwnForward
 from rlflow.policies.heads import mlp, partition_mlp
+from rlflow.policies.lm_trunk import TrunkCritic, hidden_states, trunk_of
 from rlflow.policy import Policy
 from rlflow.random import Noise
 from rlflow.rollout import Rollout
@@ -23,11 +27,14 @@ class LMConfig:
         max_new_tokens: T, longest completion. Too low: solutions are cut (`unfinished`).
         temperature: Divides the logits in sampling AND in the likelihood; another one off-policies every ratio.
         critic_hidden: Width of the value head.
+        critic: `head`, on the actor's detached states; `separate`, on a trunk of its own that starts as the actor's
+            and is trained by the value loss: better values for twice the weights and another forward and backward.
     """
 
     max_new_tokens: int = 32
     temperature: float = 1.0
     critic_hidden: int = 128
+    critic: Literal["head", "separate"] = "head"
 
 
 class CausalLMPolicy(Policy):
@@ -48,6 +55,7 @@ class CausalLMPolicy(Policy):
         pad_id: int,
         banned_ids: Sequence[int] = (),
         reference: str = "initial",
+        engine: Engine | None = None,
     ) -> None:
         """Wrap a `PreTrainedModel` with an LM head (a peft model works too: its adapter is switched off for reference).
 
@@ -59,57 +67,69 @@ class CausalLMPolicy(Policy):
             pad_id: Token after the end; masked everywhere.
             banned_ids: Tokens (PAD, BOS) that neither sampler nor likelihood may give mass to.
             reference: See `Policy`.
+            engine: What completes prompts; None means the actor's own forward.
         """
         super().__init__(requires, reference)
+        self.engine = engine or OwnForward()
         self.actor = actor
         self.config = config
         self.eos_id = eos_id
         self.pad_id = pad_id
-        self.register_buffer("banned", torch.tensor(sorted(set(banned_ids)), dtype=torch.int64), persistent=False)
+        self._banned_ids = tuple(sorted(set(banned_ids)))
+        self.register_buffer("banned", torch.tensor(self._banned_ids, dtype=torch.int64), persistent=False)
         width = int(actor.config.hidden_size)  # type: ignore[union-attr, arg-type]
-        self.critic = mlp([width, config.critic_hidden, 1]) if "value" in requires else None
+        self.critic: nn.Module | None = mlp([width, config.critic_hidden, 1]) if "value" in requires else None
         self.partition = partition_mlp(width) if "partition" in requires else None
+        if self.critic is not None and config.critic == "separate":
+            self.critic = TrunkCritic(actor, self.critic)
         self.freeze_reference()
 
     @property
     def trunk(self) -> nn.Module:
         """The transformer below the LM head, which sampling and replay share."""
-        return _trunk(self.actor)
+        return trunk_of(self.actor)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the engine draws tokens."""
+        return Sampling(
+            max_new_tokens=self.config.max_new_tokens,
+            temperature=self.config.temperature,
+            eos_id=self.eos_id,
+            pad_id=self.pad_id,
+            banned_ids=self._banned_ids,
+        )
 
     @torch.no_grad()
     def sample(self, context: dict[str, Tensor], noise: Noise, *, train: bool = True) -> dict[str, Tensor]:
-        """Complete each prompt by inverse-CDF sampling at `config.temperature`.
+        """Complete each prompt by the engine at `config.temperature`.
 
         Args:
             context: `prompt [n, C]`, `prompt_mask [n, C]`.
-            noise: Uniform draws, one per row and token.
+            noise: What the engine draws from.
             train: Unused: evaluation samples from the same distribution.
 
         Returns:
-            `token [n, T]` (PAD after the end) and `mask [n, T]` bool, True up to and including EOS.
+            `token [n, T]` (PAD after the end) and `mask [n, T]` bool, True up to and including EOS; of an engine with
+            a forward of its own also its `sampler_log_prob [n, T]`.
         """
-        prompt, attention = context["prompt"], context["prompt_mask"].long()
-        n, limit = prompt.shape[0], self.config.max_new_tokens
-        draws = noise.uniform((n, limit))
-        token = torch.full((n, limit), self.pad_id, dtype=torch.int64, device=prompt.device)
-        mask = torch.zeros(n, limit, dtype=torch.bool, device=prompt.device)
-        alive = torch.ones(n, dtype=torch.bool, device=prompt.device)
-        ids, position, cache = prompt, (attention.cumsum(-1) - 1).clamp_min(0), None
-        for t in range(limit):
-            out = self.actor(
-                input_ids=ids, attention_mask=attention, position_ids=position, past_key_values=cache,
-                use_cache=True, logits_to_keep=1,
-            )  # fmt: skip
-            cache = out.past_key_values
-            choice = _inverse_cdf(self._log_softmax(out.logits[:, -1]), draws[:, t])
-            token[:, t] = torch.where(alive, choice, self.pad_id)
-            mask[:, t] = alive
-            alive = alive & (choice != self.eos_id)
-            if not bool(alive.any()):
-                break
-            ids, position = token[:, t : t + 1], position[:, -1:] + 1
-            attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
-        return {"token": token, "mask": mask}
+        made = self.engine.complete(self, context, noise)
+        action = {"token": made.token, "mask": made.mask}
+        return action if made.log_prob is None else action | {"sampler_log_prob": made.log_prob}
+
+    def record_behaviour(self, rollout: Rollout) -> None:
+        """As every policy; logs what the engine tells of itself and how far its likelihoods are from the trainer's."""
+        super().record_behaviour(rollout)
+        rollout.metrics |= self.engine.metrics
+        if rollout.sampler_log_prob is not None:
+            found = engine_difference(self.log_prob(rollout), rollout.sampler_log_prob, rollout.mask)
+            rollout.metrics |= found
+
+    @torch.no_grad()
+    def completion_log_prob(self, context: dict[str, Tensor], token: Tensor, mask: Tensor) -> Tensor:
+        """`[n, T]` of the actor's forward on given completions; 0 where masked."""
+        states = hidden_states(trunk_of(self.actor), context, token, mask)[:, -mask.shape[1] - 1 : -1]
+        return self._gather(self._logits(self.actor, states), token, mask).squeeze(-1)
 
     def log_prob(self, rollout: Rollout) -> Tensor:
         """`[B, T, 1]` log-softmax of each token; 0 where masked."""
@@ -119,7 +139,7 @@ class CausalLMPolicy(Policy):
         """`[B, T, 1]` under the reference model."""
         with self.referenced_actor() as actor:
             logits = self._logits(actor, self._hidden(actor, rollout)[:, -rollout.mask.shape[1] - 1 : -1])
-            return self._gather(logits, rollout)
+            return self._gather(logits, rollout.action["token"], rollout.mask)
 
     def elbo(self, rollout: Rollout) -> Tensor:
         """`[B, T, 1]`: the log-likelihood, since the bound is tight."""
@@ -128,21 +148,24 @@ class CausalLMPolicy(Policy):
     def kl(self, rollout: Rollout) -> Tensor:
         """`[B, T, 1]` exact KL(policy, reference) of each token's distribution."""
         states = self._states(rollout)
-        log_p = self._log_softmax(self._logits(self.actor, states))
+        log_p = self.log_softmax(self._logits(self.actor, states))
         with self.referenced_actor() as actor:
             hidden = self._hidden(actor, rollout)[:, -rollout.mask.shape[1] - 1 : -1]
-            log_q = self._log_softmax(self._logits(actor, hidden))
+            log_q = self.log_softmax(self._logits(actor, hidden))
         return _expectation(log_p, log_p - log_q).unsqueeze(-1)
 
     def entropy(self, rollout: Rollout) -> Tensor:
         """`[B, T]` entropy of each token's distribution."""
-        log_p = self._log_softmax(self._logits(self.actor, self._states(rollout)))
+        log_p = self.log_softmax(self._logits(self.actor, self._states(rollout)))
         return -_expectation(log_p, log_p)
 
     def value(self, rollout: Rollout) -> Tensor:
-        """`[B, T]` critic on the hidden state before each token; no gradient reaches the trunk."""
+        """`[B, T]` critic on the hidden state before each token; no gradient reaches the actor's trunk."""
         assert self.critic is not None, "built without 'value'"
-        answer: Tensor = self.critic(self._states(rollout).detach())
+        if self.config.critic == "separate":
+            values: Tensor = self.critic(rollout)
+            return values
+        answer: Tensor = self.critic(self._states(rollout).detach().float())
         return answer.squeeze(-1)
 
     def log_partition(self, rollout: Rollout) -> Tensor:
@@ -161,47 +184,28 @@ class CausalLMPolicy(Policy):
         return hidden[:, -rollout.mask.shape[1] - 1 : -1]
 
     def _hidden(self, actor: nn.Module, rollout: Rollout) -> Tensor:
-        """`[B, C+T, hidden]` of prompt and completion; masked tokens are attended by nobody that counts."""
-        prompt, prompt_mask = rollout.context["prompt"], rollout.context["prompt_mask"]
-        ids = torch.cat([prompt, rollout.action["token"]], dim=1)
-        attention = torch.cat([prompt_mask, rollout.mask], dim=1).long()
-        position = (attention.cumsum(-1) - 1).clamp_min(0)
-        hidden: Tensor = _trunk(actor)(
-            input_ids=ids, attention_mask=attention, position_ids=position, use_cache=False
-        ).last_hidden_state
-        return hidden
+        """`[B, C+T, hidden]` of prompt and completion."""
+        return hidden_states(trunk_of(actor), rollout.context, rollout.action["token"], rollout.mask)
 
     def _logits(self, actor: nn.Module, states: Tensor) -> Tensor:
         logits: Tensor = actor.get_output_embeddings()(states)  # type: ignore[operator]
         return logits
 
-    def _log_softmax(self, logits: Tensor) -> Tensor:
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        """Float32 log-probabilities of `logits [..., V]` at the temperature, without the banned tokens."""
         logits = logits.float() / self.config.temperature
         return logits.index_fill(-1, self.banned, float("-inf")).log_softmax(-1)  # type: ignore[arg-type]
 
-    def _gather(self, logits: Tensor, rollout: Rollout) -> Tensor:
-        token = torch.where(rollout.mask, rollout.action["token"], self.eos_id)
-        chosen = self._log_softmax(logits).gather(-1, token.unsqueeze(-1))
-        return torch.where(rollout.mask.unsqueeze(-1), chosen, 0.0)
+    def _gather(self, logits: Tensor, token: Tensor, mask: Tensor) -> Tensor:
+        token = torch.where(mask, token, self.eos_id)
+        chosen = self.log_softmax(logits).gather(-1, token.unsqueeze(-1))
+        return torch.where(mask.unsqueeze(-1), chosen, 0.0)
 
     def _log_prob(self, actor: nn.Module, rollout: Rollout) -> Tensor:
-        return self._gather(self._logits(actor, self._states(rollout)), rollout)
-
-
-def _trunk(actor: Any) -> nn.Module:
-    """The transformer below the LM head, also under a peft wrapper."""
-    trunk: nn.Module = getattr(actor, "get_base_model", lambda: actor)().model
-    return trunk
+        return self._gather(self._logits(actor, self._states(rollout)), rollout.action["token"], rollout.mask)
 
 
 def _expectation(log_p: Tensor, x: Tensor) -> Tensor:
     """Sum of p*x over the last axis, with 0 * inf of banned tokens counted as 0."""
     p = log_p.exp()
     return torch.where(p > 0, p * torch.where(p > 0, x, 0.0), 0.0).sum(-1)
-
-
-def _inverse_cdf(log_p: Tensor, draws: Tensor) -> Tensor:
-    """Index `[n]` at which the cumulative probability of `log_p [n, V]` passes `draws [n]`; never a token of mass 0."""
-    cdf = log_p.exp().double().cumsum(-1)
-    reach = draws.double().unsqueeze(-1) * cdf[:, -1:]
-    return torch.searchsorted(cdf, reach, right=True).squeeze(-1).clamp_max(log_p.shape[-1] - 1)

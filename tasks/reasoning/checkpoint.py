@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -17,6 +17,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+from rlflow.policies.engines.weights import plain_model, plain_weights
+from tasks.reasoning.settings import TrainedSettings
 
 # AutoTokenizer reads such a tokenizer as that of the model's family: beside Qwen2 it would lose white space.
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -89,12 +92,42 @@ class Checkpoint:
         """Whether the tokenizer knows how a conversation is written."""
         return bool(self.tokenizer.chat_template)
 
-    def load_model(self) -> PreTrainedModel:
-        """The model in float32."""
+    def load_model(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        """The model; weights and computation in `dtype`."""
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            self.source, local_files_only=Path(self.source).is_dir(), dtype=torch.float32
+            self.source, local_files_only=Path(self.source).is_dir(), dtype=dtype
         )
         return model
+
+    def load_trainable(self, trained: TrainedSettings) -> nn.Module:
+        """The model with what `trained` names to be trained: all of it, or a LoRA (a peft model) in float32."""
+        model: nn.Module = self.load_model(getattr(torch, trained.dtype))
+        if trained.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        if trained.lora_rank == 0:
+            return model
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=trained.lora_rank, lora_alpha=trained.lora_alpha, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
+            target_modules=list(trained.lora_targets) or "all-linear",
+        )  # fmt: skip
+        adapted: nn.Module = get_peft_model(model, config).eval()
+        return adapted
+
+    def save(self, actor: nn.Module, folder: Path, *, merged: bool) -> None:
+        """Write what `load_trainable` gave, trained, for `from_pretrained`, and the tokenizer beside it.
+
+        Args:
+            actor: The model, or the peft model.
+            folder: Made.
+            merged: Whether a LoRA is merged into the model; else its adapter alone is written, for peft.
+        """
+        if hasattr(actor, "peft_config") and not merged:
+            actor.save_pretrained(folder)  # type: ignore[operator]
+        else:
+            plain_model(actor).save_pretrained(folder, state_dict=dict(plain_weights(actor)))
+        self.tokenizer.save_pretrained(folder)
 
     def chat(self, question: str, system: str = "") -> str:
         """The text of a conversation of one question, up to where the answer begins.

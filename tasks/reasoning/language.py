@@ -5,19 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from rlflow.policies.causal_lm import CausalLMPolicy, LMConfig
+from rlflow.policies.engines.choice import open_engine
+from rlflow.policies.engines.engine import Engine
+from rlflow.policies.engines.vllm import VLLMConfig
 from rlflow.policy import Policy
 from rlflow.random import Noise, generator
 from rlflow.rollout import Rollout
 from rlflow.task import Evaluation, Task
 from tasks.reasoning.report import answer_metrics, evaluation
+from tasks.reasoning.settings import TrainedSettings
 from tasks.reasoning.verdict import Completion, Judged, Problem, Verdict
 
 if TYPE_CHECKING:
@@ -49,6 +53,9 @@ class LanguageTask(Task, ABC, Generic[P]):
             short texts are cut shorter.
         overlong_penalty: What a text that reaches the limit loses. Too low: lengths run into the limit; above what a
             correct text earns: no long text pays.
+        trained: LoRA or full training.
+        engine: What completes prompts (docs/engines.md): `transformers`, `transformers-cb` or `vllm`.
+        vllm: Settings of `engine=vllm`.
         evaluation_prompts: Prompts of the frozen set to use, from its start. Fewer than 150: a noisy score.
         evaluation_samples: Completions per prompt; pass@k is reported for k up to this.
         rarefied_size: Correct samples at which variety is compared. Too high: few prompts have that many.
@@ -65,6 +72,9 @@ class LanguageTask(Task, ABC, Generic[P]):
     lm: LMConfig = field(default_factory=LMConfig)
     overlong_buffer: int = 0
     overlong_penalty: float = 1.0
+    trained: TrainedSettings = field(default_factory=TrainedSettings)
+    engine: Literal["transformers", "transformers-cb", "vllm"] = "transformers"
+    vllm: VLLMConfig = field(default_factory=VLLMConfig)
     evaluation_prompts: int = 150
     evaluation_samples: int = 32
     rarefied_size: int = 4
@@ -138,13 +148,27 @@ class LanguageTask(Task, ABC, Generic[P]):
         """The base with the heads that `requires` names."""
         checkpoint = self.checkpoint
         return CausalLMPolicy(
-            checkpoint.load_model(),
+            checkpoint.load_trainable(self.trained),
             self.lm,
             requires=requires,
             eos_id=checkpoint.eos_id,
             pad_id=checkpoint.pad_id,
             banned_ids=checkpoint.banned_ids,
+            engine=self._engine,
         )
+
+    def save(self, policy: Policy, folder: Path) -> None:
+        """Write the model for `from_pretrained` into `folder/model`, with its tokenizer; heads are no part of it."""
+        self.checkpoint.save(policy.actor, folder / "model", merged=self.trained.export == "merged")
+
+    def close(self) -> None:
+        """End the engine."""
+        if "_engine" in vars(self):
+            self._engine.close()
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return open_engine(self.engine, self.checkpoint.source, self.vllm)
 
     def rollout(self, policy: Policy, starts: Tensor, noise: Noise) -> Rollout:
         """Complete each prompt `group_size` times; rows are cut at the longest completion of the batch."""
@@ -153,7 +177,7 @@ class LanguageTask(Task, ABC, Generic[P]):
         action = policy.sample(context, noise)
         longest = int(action["mask"].any(dim=0).sum())
         token, mask = action["token"][:, :longest], action["mask"][:, :longest]  # [B, T]
-        last = _last(mask)
+        last, said = _last(mask), action.get("sampler_log_prob")
         return Rollout(
             context=context,
             action={"token": token},
@@ -162,6 +186,7 @@ class LanguageTask(Task, ABC, Generic[P]):
             reward=torch.zeros(mask.shape, device=mask.device),
             terminated=last,
             boundary=last,
+            sampler_log_prob=None if said is None else said[:, :longest].unsqueeze(-1),
             metrics={"completion_tokens": float(mask.sum(dim=1).float().mean())},
             extras={"problems": asked},
         )

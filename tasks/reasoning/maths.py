@@ -167,7 +167,8 @@ class Maths(LanguageTask[MathsProblem]):
         return result
 
     def close(self) -> None:
-        """End the processes that judge answers."""
+        """End the engine and the processes that judge answers."""
+        super().close()
         self._pool.close()
 
     @property

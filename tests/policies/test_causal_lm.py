@@ -47,7 +47,7 @@ def test_sampler_and_training_forward_see_the_same_distribution(model):
     rollout = complete(policy, prompts())
     draws = Noise(generator=generator(0)).uniform((64, 6))
     with torch.no_grad():
-        log_p = policy._log_softmax(policy._logits(policy.actor, policy._states(rollout)))
+        log_p = policy.log_softmax(policy._logits(policy.actor, policy._states(rollout)))
     cdf = log_p.exp().cumsum(-1)
     token = rollout.action["token"]
     upper = cdf.gather(-1, token.unsqueeze(-1)).squeeze(-1)
@@ -75,7 +75,7 @@ def test_log_prob_is_that_of_the_bare_model(model):
 def test_banned_tokens_are_never_sampled_and_have_no_mass(model):
     policy = make(model)
     with torch.no_grad():
-        biased = policy._log_softmax(torch.tensor([[9.0, 0.0, 0.0, 0.0, 0.0]]))
+        biased = policy.log_softmax(torch.tensor([[9.0, 0.0, 0.0, 0.0, 0.0]]))
     # PAD, by far the likeliest logit, is out: four tokens share the mass.
     assert biased[0].exp().tolist() == pytest.approx([0.0, 0.25, 0.25, 0.25, 0.25], abs=EXACT)
     rollout = complete(policy, prompts(rows=256))
@@ -140,9 +140,9 @@ def test_entropy_and_kl_are_exact(model):
     rollout = rollout.replace()
     with torch.no_grad():
         states = policy._states(rollout)
-        p = policy._log_softmax(policy._logits(policy.actor, states))
+        p = policy.log_softmax(policy._logits(policy.actor, states))
         reference = policy.reference_actor
-        q = policy._log_softmax(policy._logits(reference, policy._hidden(reference, rollout)[:, 2:-1]))
+        q = policy.log_softmax(policy._logits(reference, policy._hidden(reference, rollout)[:, 2:-1]))
         kl, entropy = policy.kl(rollout)[..., 0], policy.entropy(rollout)
         for param in policy.actor.parameters():
             param.sub_(0.1 * torch.randn(param.shape, generator=generator(3)))
