@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from rlflow.policy import Policy
@@ -19,7 +21,17 @@ def make_optimiser(policy: Policy, update: Update) -> torch.optim.Optimizer:
         {"params": params, "lr": rates[name], "initial_lr": rates[name], "name": name}
         for name, params in policy.parameter_groups().items()
     ]
-    return torch.optim.AdamW(groups, betas=update.betas, eps=update.eps, weight_decay=update.weight_decay, fused=True)
+    optimiser = torch.optim.AdamW(
+        groups, betas=update.betas, eps=update.eps, weight_decay=update.weight_decay, fused=True
+    )
+    optimiser.register_step_post_hook(_count_change)
+    return optimiser
+
+
+def _count_change(optimiser: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A fused step leaves the version counters of its parameters alone, by which `Rollout.memo` knows a change."""
+    for group in optimiser.param_groups:
+        torch.autograd.graph.increment_version(group["params"])
 
 
 def set_rates(optimiser: torch.optim.Optimizer, update: Update, collected: int, num_iterations: int) -> None:
