@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlflow.advantage import episode_return, group_advantage, returns_to_go, zero_std_fraction
+from rlflow.advantage import episode_return, group_advantage, returns_to_go, whole_rollouts, zero_std_fraction
 from rlflow.algorithm import Algorithm, Loss
 from rlflow.distributed import masked_moments
 from rlflow.kl_penalty import METRIC, WEIGHT, KlPenalty
@@ -32,8 +32,6 @@ class FlowGrpo(Algorithm):
         scale: Denominator of the advantage: the group's std, the std over the batch, or none.
         credit: `episode`, one return for all decisions of a rollout; `to_go`, the discounted return from each
             decision on, compared with the group at the same time.
-        compare: `decision`, with the members of the group that have a decision at the same place, so that the tail of
-            the longest completion has none to compare with; `rollout`, whole rollouts, as GRPO (2402.03300, eq. 3).
         gamma: Discount per decision of `to_go`; refinement steps are never discounted.
         advantage_clip: Limit of |advantage|.
     """
@@ -46,15 +44,12 @@ class FlowGrpo(Algorithm):
     kl: KlPenalty = field(default_factory=KlPenalty)
     scale: Literal["group", "batch", "none"] = "group"
     credit: Literal["episode", "to_go"] = "episode"
-    compare: Literal["decision", "rollout"] = "decision"
     gamma: float = 1.0
     advantage_clip: float = 5.0
 
     def __post_init__(self) -> None:
-        """Check the penalty, and that whole rollouts have one return."""
+        """Check the penalty."""
         self.kl.check(self.kl_in, self.beta)
-        if self.compare == "rollout" and self.credit != "episode":
-            raise ValueError(f"compare=rollout: expected credit=episode, found {self.credit}; set compare=decision")
 
     @property
     def needs_groups(self) -> bool:
@@ -91,13 +86,12 @@ class FlowGrpo(Algorithm):
         elif self.beta > 0:
             tensors |= self.kl.anchors(policy, rollout)
         if self.credit == "to_go":
-            returns = returns_to_go(reward, rollout.boundary, gamma=self.gamma)
+            returns, compared = returns_to_go(reward, rollout.boundary, gamma=self.gamma), rollout.mask
         else:
-            returns = episode_return(reward, rollout.mask)
-        mask = rollout.mask.any(1, keepdim=True).expand_as(rollout.mask) if self.compare == "rollout" else rollout.mask
-        advantage = group_advantage(returns, rollout.group, mask, scale=self.scale, clip=self.advantage_clip)
+            returns, compared = episode_return(reward, rollout.mask), whole_rollouts(rollout.mask)
+        advantage = group_advantage(returns, rollout.group, compared, scale=self.scale, clip=self.advantage_clip)
         advantage = torch.where(rollout.mask, advantage, 0.0)
-        silent = zero_std_fraction(returns, rollout.group, mask)
+        silent = zero_std_fraction(returns, rollout.group, compared)
         return Targets(
             tensors=tensors | {"advantage": advantage},
             metrics=metrics | {"zero_std_fraction": silent, "abs_mean": advantage[rollout.mask].abs().mean()},

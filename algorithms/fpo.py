@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlflow.advantage import episode_return, gae, group_advantage, next_values, whiten
+from rlflow.advantage import episode_return, gae, next_values, rollout_advantage, whiten
 from rlflow.algorithm import Algorithm, Loss
 from rlflow.loss import MAX_LOG_RATIO, asymmetric_surrogate, clip_fraction, clipped_surrogate, value_error
 from rlflow.policy import Policy
@@ -70,7 +70,7 @@ class Fpo(Algorithm):
         tensors: dict[str, Tensor] = {"old_elbo": policy.elbo(rollout)}
         if self.baseline == "group":
             returns = episode_return(rollout.reward, rollout.mask)
-            tensors["advantage"] = group_advantage(returns, rollout.group, rollout.mask, scale="group")
+            tensors["advantage"] = rollout_advantage(returns, rollout.group, rollout.mask, scale="group")
             return Targets(tensors=tensors)
         value: Tensor = policy.value(rollout)
         advantage = gae(

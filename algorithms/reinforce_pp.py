@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from rlflow.advantage import group_moments, returns_to_go, whiten
+from rlflow.advantage import episode_return, group_moments, returns_to_go, whiten, whole_rollouts
 from rlflow.algorithm import Algorithm, Loss
 from rlflow.loss import k1, k2
 from rlflow.policy import Policy
@@ -71,7 +71,10 @@ class ReinforcePP(Algorithm):
             tensors["ref_log_prob"] = ref_log_prob
         returns = returns_to_go(reward, rollout.boundary, gamma=self.gamma)
         if self.variant == "baseline":
-            returns = returns - group_moments(returns, rollout.group, rollout.mask)[0]
+            # Tokens behind the second-longest completion of a group would be compared with themselves.
+            compared = rollout.mask if rollout.decisions_independent else whole_rollouts(rollout.mask)
+            whole = returns if rollout.decisions_independent else episode_return(reward, rollout.mask)
+            returns = returns - group_moments(whole, rollout.group, compared)[0]
         tensors["advantage"] = whiten(returns, rollout.mask)
         metrics["return_mean"] = returns[rollout.mask].mean()
         return Targets(tensors=tensors, metrics=metrics)

@@ -130,6 +130,28 @@ def group_advantage(x: Tensor, group: Tensor, mask: Tensor, *, scale: str, clip:
     return centred.clamp(-clip, clip) if clip > 0 else centred
 
 
+def rollout_advantage(returns: Tensor, group: Tensor, mask: Tensor, *, scale: str, clip: float = 5.0) -> Tensor:
+    """`group_advantage` of whole rollouts, as GRPO has it (arXiv 2402.03300, section 4.1.2).
+
+    Compared decision by decision, the tokens behind a group's second-longest completion would have nothing to compare
+    with and learn nothing.
+
+    Args:
+        returns: `[B, T]`, one value per rollout in all its columns.
+        group: `[B]`.
+        mask: `[B, T]`.
+        scale: As `group_advantage`; the batch's std weighs every rollout the same, whatever its length.
+        clip: As `group_advantage`.
+    """
+    advantage = group_advantage(returns, group, whole_rollouts(mask), scale=scale, clip=clip)
+    return torch.where(mask, advantage, 0.0)
+
+
+def whole_rollouts(mask: Tensor) -> Tensor:
+    """`[B, T]`, True in all columns of a rollout that has a trainable decision."""
+    return mask.any(dim=1, keepdim=True).expand_as(mask)
+
+
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
     """Zero mean, unit population variance over ALL unmasked decisions of the global batch (arXiv 2501.03262, eq. 5)."""
     mean, std = masked_moments(x, mask)

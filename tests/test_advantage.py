@@ -8,6 +8,7 @@ from rlflow.advantage import (
     group_moments,
     next_values,
     returns_to_go,
+    rollout_advantage,
     whiten,
     zero_std_fraction,
 )
@@ -105,6 +106,17 @@ def test_group_advantage_is_clipped():
     # Centred -20, 20, limited to +-5; 0 switches the limit off.
     assert_rows(group_advantage(x, group, mask, scale="none"), [[-5.0], [5.0]])
     assert_rows(group_advantage(x, group, mask, scale="none", clip=0.0), [[-20.0], [20.0]])
+
+
+def test_rollouts_are_compared_whole():
+    returns = torch.tensor([[1.0, 1.0], [5.0, 5.0], [7.0, 7.0]])
+    mask = flags([1, 0], [1, 1], [0, 0])
+    found = rollout_advantage(returns, torch.zeros(3, dtype=torch.int64), mask, scale="none")
+    # Mean of 1 and 5, since the third rollout has nothing to train; the tail of the second is compared all the same.
+    assert_rows(found, [[-2.0, 0.0], [2.0, 2.0], [0.0, 0.0]])
+    with_std = rollout_advantage(returns, torch.zeros(3, dtype=torch.int64), mask, scale="batch")
+    # The std over rollouts is 2, not that of three decisions.
+    assert_rows(with_std, [[-1.0, 0.0], [1.0, 1.0], [0.0, 0.0]], ROUNDED)
 
 
 def test_group_advantage_refuses_an_unknown_scale():

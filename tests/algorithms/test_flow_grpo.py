@@ -55,20 +55,12 @@ def test_targets_to_go_compare_decisions_at_the_same_time():
     assert torch.allclose(targets.tensors["advantage"], torch.tensor([[0.5, 0.0], [-0.5, 0.0]]), atol=EXACT)
 
 
-def test_the_tail_of_the_longest_rollout_is_compared_where_whole_rollouts_are():
+def test_the_tail_of_the_longest_rollout_is_compared_with_whole_rollouts():
     mask = torch.tensor([[True, False], [True, True]])
-    rollout = block([[3.0, 0.0], [0.0, 1.0]], mask=mask)
-    decision, whole = (
-        FlowGrpo(scale="none", compare=compare).targets(FakePolicy(), rollout) for compare in ("decision", "rollout")
-    )
-    # Returns 3 and 1, mean 2. At the second decision there is one member only, or, as a whole, the same two.
-    assert decision.tensors["advantage"].tolist() == [[1.0, 0.0], [-1.0, 0.0]]
-    assert whole.tensors["advantage"].tolist() == [[1.0, 0.0], [-1.0, -1.0]]
-    # One of three decisions is alone.
-    assert float(decision.metrics["zero_std_fraction"]) == pytest.approx(1 / 3)
-    assert float(whole.metrics["zero_std_fraction"]) == 0.0
-    with pytest.raises(ValueError, match="compare=rollout: expected credit=episode, found to_go"):
-        FlowGrpo(compare="rollout", credit="to_go")
+    targets = FlowGrpo(scale="none").targets(FakePolicy(), block([[3.0, 0.0], [0.0, 1.0]], mask=mask))
+    # Returns 3 and 1, mean 2, also where one of the two has a second decision alone.
+    assert targets.tensors["advantage"].tolist() == [[1.0, 0.0], [-1.0, -1.0]]
+    assert float(targets.metrics["zero_std_fraction"]) == 0.0
 
 
 def test_targets_obey_scale_and_clip():

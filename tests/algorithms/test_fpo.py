@@ -103,6 +103,15 @@ def test_group_baseline_needs_no_critic():
     assert torch.allclose(targets["advantage"], torch.tensor([[-0.9999], [0.9999]]), atol=EXACT)
 
 
+def test_the_group_compares_whole_rollouts():
+    mask = torch.tensor([[True, False], [True, True]])
+    rollout = block([[1.0, 0.0], [0.0, 3.0]], mask=mask)
+    targets = Fpo(baseline="group").targets(FakePolicy(elbo=torch.zeros(2, 2, 1)), rollout).tensors
+    # Returns 1 and 3, mean 2, std 1: the second decision of the longer rollout is not alone.
+    expected = torch.tensor([[-0.9999, 0.0], [0.9999, 0.9999]])
+    assert torch.allclose(targets["advantage"], expected, atol=EXACT)
+
+
 def test_it_asks_only_for_what_its_settings_need():
     assert Fpo().requires == {"elbo", "value"}
     assert Fpo(beta=0.1).requires == {"elbo", "value", "reference"}

@@ -84,6 +84,17 @@ def test_baseline_variant_subtracts_the_groups_mean_and_keeps_the_reference():
     assert "ref_k1" not in targets.metrics
 
 
+def test_baseline_of_texts_is_the_mean_of_whole_rollouts():
+    mask = torch.tensor([[True, False], [True, True]])
+    targets = targets_of(
+        ReinforcePP(variant="baseline"), [[1.0, 0.0], [0.0, 3.0]],
+        old=[[[0.0], [0.0]]] * 2, ref=[[[0.0], [0.0]]] * 2, group=torch.tensor([0, 0]), mask=mask,
+    )  # fmt: skip
+    # Mean return 2: -1, -; 1, 1 before whitening. Mean 1/3, variance 1 - 1/9 = 8/9, std .942809.
+    expected = torch.tensor([[-1.414214, 0.0], [0.707107, 0.707107]])
+    assert torch.allclose(targets.tensors["advantage"], expected, atol=ROUNDED)
+
+
 def test_only_the_baseline_variant_needs_groups():
     assert not ReinforcePP().needs_groups
     assert ReinforcePP(variant="baseline").needs_groups

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rlflow.advantage import episode_return, group_advantage
+from rlflow.advantage import episode_return, rollout_advantage
 from rlflow.algorithm import Algorithm, Loss
 from rlflow.loss import clipped_surrogate, ratio
 from rlflow.policy import Policy
@@ -38,7 +38,7 @@ class Gspo(Algorithm):
     def targets(self, policy: Policy, rollout: Rollout) -> Targets:
         """Group-relative return `[B, T]`."""
         returns = episode_return(rollout.reward, rollout.mask)
-        return Targets(tensors={"advantage": group_advantage(returns, rollout.group, rollout.mask, scale="group")})
+        return Targets(tensors={"advantage": rollout_advantage(returns, rollout.group, rollout.mask, scale="group")})
 
     def loss(self, policy: Policy, minibatch: Minibatch) -> Loss:
         """One clipped ratio per row."""
