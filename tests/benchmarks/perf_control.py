@@ -1,6 +1,6 @@
 """Speed of control against Stable-Baselines3 and against the bare work, side by side (`make perf`).
 
-    python tests/benchmarks/perf_control.py --peer .venv-peers/bin/python [--rounds 5] [--iterations 5] [--threads 2]
+    python tests/benchmarks/perf_control.py --peer .venv-peers/bin/python [--rounds 5] [--iterations 5] [--threads 1]
 
 PPO on HalfCheetah-v5: 8 environments x 256 steps, 10 epochs of 8 minibatches, two layers of 64 on both sides. Every
 contender is a process of its own; they take turns round by round, and a ratio is the median of the rounds' ratios.
@@ -137,7 +137,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--iterations", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--role", choices=list(ROLES), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:

@@ -1,6 +1,6 @@
 """Speed of reasoning against TRL and against the bare work, side by side (`make perf`).
 
-    python tests/benchmarks/perf_reasoning.py --peer .venv-peers/bin/python [--rounds 5] [--iterations 3] [--threads 2]
+    python tests/benchmarks/perf_reasoning.py --peer .venv-peers/bin/python [--rounds 5] [--iterations 3] [--threads 1]
 
 GRPO on countdown with the shipped base: 32 prompts x 8 completions of at most 32 tokens, two optimiser steps. Every
 contender is a process of its own; they take turns round by round, and a ratio is the median of the rounds' ratios.
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--peer", default="", help="Python of the environment with TRL; empty: without it")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--iterations", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--role", choices=list(ROLES), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
