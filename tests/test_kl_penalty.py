@@ -97,7 +97,7 @@ def test_groups_are_compared_after_the_penalty_in_the_reward():
     rollout = block([[1.0, 0.0], [1.0, 0.0]], old_log_prob=torch.tensor([[[0.0], [0.0]], [[2.0], [9.0]]]))
     rollout.mask = torch.tensor([[True, True], [True, False]])
     policy = FakePolicy(ref_log_prob=torch.zeros(2, 2, 1))
-    algorithm = FlowGrpo(beta=0.5, kl_in="reward", scale="none", compare="rollout")
+    algorithm = FlowGrpo(beta=0.5, kl_in="reward", scale="none")
     targets = algorithm.targets(policy, rollout)
     # Returns 1 and 1 - .5*2 = 0; the masked decision's penalty counts nowhere.
     assert targets.tensors["advantage"].tolist() == [[0.5, 0.5], [-0.5, 0.0]]
