@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from rlflow.config import resolve
 from rlflow.identity import cell_identity
+from rlflow.launch import quiet_libraries
 from rlflow.run import build_trainer
 from rlflow.store import open_store
 from rlflow.tracking import start_seed
@@ -72,6 +76,46 @@ def train(algorithm: str, task: str, given: Sequence[str], iterations: int) -> M
         "rollout_per_s": iterations * samples / spent["rollout_s"],
         "update_per_s": iterations * samples / spent["update_s"],
     }
+
+
+def contest(
+    script: str,
+    about: str | None,
+    roles: Mapping[str, Callable[[int], Measures]],
+    peers: Callable[[Path, int], Mapping[str, Sequence[str]]],
+    *,
+    unit: str,
+    ratios: Sequence[Ratio],
+) -> None:
+    """The command line of a benchmark: its contenders take turns and are reported, or one of them plays its role.
+
+    Args:
+        script: The benchmark's file, which each of our contenders starts.
+        about: Its help.
+        roles: What our contenders measure in a number of iterations.
+        peers: From a scratch folder and the iterations, the script and arguments of other libraries' contenders.
+        unit: Of the rates.
+        ratios: Second table.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", default="", help="Python of the environment of other libraries; empty: without them")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--iterations", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--role", choices=list(roles), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.role:
+        quiet_libraries()
+        torch.set_num_threads(options.threads)
+        print(json.dumps(roles[options.role](options.iterations)))
+        return
+    sizes = ["--iterations", str(options.iterations), "--threads", str(options.threads)]
+    contenders: dict[str, list[str]] = {role: [sys.executable, script, "--role", role, *sizes] for role in roles}
+    with tempfile.TemporaryDirectory() as folder:
+        if options.peer:
+            others = peers(Path(folder), options.iterations)
+            contenders |= {name: [options.peer, *arguments, *sizes] for name, arguments in others.items()}
+        report(take_turns(contenders, options.rounds), unit, ratios)
 
 
 def take_turns(contenders: Mapping[str, Sequence[str]], num_rounds: int) -> list[dict[str, Measures]]:

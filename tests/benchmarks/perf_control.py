@@ -1,6 +1,6 @@
 """Speed of control against Stable-Baselines3 and against the bare work, side by side (`make perf`).
 
-    python tests/benchmarks/perf_control.py --peer .venv-peers/bin/python [--rounds 5] [--iterations 5] [--threads 1]
+    python tests/benchmarks/perf_control.py --peer .venv-peers/bin/python [--rounds 5] [--iterations 3] [--threads 1]
 
 PPO on HalfCheetah-v5: 8 environments x 256 steps, 10 epochs of 8 minibatches, two layers of 64 on both sides. Every
 contender is a process of its own; they take turns round by round, and a ratio is the median of the rounds' ratios.
@@ -9,9 +9,6 @@ Evaluation, checkpoints and the first iteration are outside the clock; tracking 
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -19,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from contest import Measures, Ratio, report, take_turns, train
+from contest import Measures, Ratio, contest, train
 from torch import Tensor, nn
 
-from rlflow.launch import quiet_libraries
 from tasks.control.engines import open_vector, spec_of
 
 NUM_ENVS, NUM_STEPS, PROBES, MINIBATCH, UPDATES = 8, 256, 8, 256, 80
@@ -104,7 +100,6 @@ ROLES: Mapping[str, Callable[[int], Measures]] = {
     "engine gymnasium": lambda n: step("gymnasium", n),
     "bare fpo update": bare_fpo,
 }
-PEERS: Mapping[str, Sequence[str]] = {"SB3 ppo": (), "SB3 environments": ("--engine",)}
 RATIOS = (
     Ratio("PPO on `gymnasium` / SB3", ("rlflow ppo, gymnasium", "per_s"), ("SB3 ppo", "per_s"), "at least 1.5"),
     Ratio("PPO on `batched` / SB3", ("rlflow ppo, batched", "per_s"), ("SB3 ppo", "per_s"), "at least 3"),
@@ -129,29 +124,11 @@ RATIOS = (
 )
 
 
-def main() -> None:
-    """Let the contenders take turns and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--peer", default="", help="Python of the environment with Stable-Baselines3; empty: without it"
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--role", choices=list(ROLES), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.role:
-        quiet_libraries()
-        torch.set_num_threads(options.threads)
-        print(json.dumps(ROLES[options.role](options.iterations)))
-        return
-    sizes = ["--iterations", str(options.iterations), "--threads", str(options.threads)]
-    contenders = {role: [sys.executable, __file__, "--role", role, *sizes] for role in ROLES}
-    if options.peer:
-        script = str(Path(__file__).parent / "peers" / "sb3_ppo.py")
-        contenders |= {role: [options.peer, script, *sizes, *more] for role, more in PEERS.items()}
-    report(take_turns(contenders, options.rounds), "steps", RATIOS)
+def peers(folder: Path, iterations: int) -> Mapping[str, Sequence[str]]:
+    """Stable-Baselines3, whole and its environments alone."""
+    script = str(Path(__file__).parent / "peers" / "sb3_ppo.py")
+    return {"SB3 ppo": [script], "SB3 environments": [script, "--engine"]}
 
 
 if __name__ == "__main__":
-    main()
+    contest(__file__, __doc__, ROLES, peers, unit="steps", ratios=RATIOS)

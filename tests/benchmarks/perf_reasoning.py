@@ -9,18 +9,14 @@ rlflow's clock includes verified rewards and tracking to MLflow. Prints Markdown
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from contest import Measures, Ratio, report, take_turns, train
+from contest import Measures, Ratio, contest, train
 
-from rlflow.launch import quiet_libraries
 from rlflow.policies.causal_lm import CausalLMPolicy
 from rlflow.random import Noise, generator
 from rlflow.rollout import Rollout
@@ -139,33 +135,14 @@ RATIOS = (
 )
 
 
-def main() -> None:
-    """Let the contenders take turns and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", default="", help="Python of the environment with TRL; empty: without it")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--role", choices=list(ROLES), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.role:
-        quiet_libraries()
-        torch.set_num_threads(options.threads)
-        print(json.dumps(ROLES[options.role](options.iterations)))
-        return
-    sizes = ["--iterations", str(options.iterations), "--threads", str(options.threads)]
-    contenders = {role: [sys.executable, __file__, "--role", role, *sizes] for role in ROLES}
-    with tempfile.TemporaryDirectory() as folder:
-        if options.peer:
-            prompts = Path(folder) / "prompts.json"
-            countdown = task()
-            problems = [countdown.training_problem(i).prompt for i in range(GROUPS * (options.iterations + 1))]
-            prompts.write_text(json.dumps(problems), encoding="utf-8")
-            script = str(Path(__file__).parent / "peers" / "trl_grpo.py")
-            given = ["--base", str(countdown.shipped_base), "--prompts", str(prompts), *sizes]
-            contenders["TRL GRPO"] = [options.peer, script, *given]
-        report(take_turns(contenders, options.rounds), "completions", RATIOS)
+def peers(folder: Path, iterations: int) -> Mapping[str, Sequence[str]]:
+    """TRL, with our base and our prompts."""
+    countdown, prompts = task(), folder / "prompts.json"
+    problems = [countdown.training_problem(i).prompt for i in range(GROUPS * (iterations + 1))]
+    prompts.write_text(json.dumps(problems), encoding="utf-8")
+    script = str(Path(__file__).parent / "peers" / "trl_grpo.py")
+    return {"TRL GRPO": [script, "--base", str(countdown.shipped_base), "--prompts", str(prompts)]}
 
 
 if __name__ == "__main__":
-    main()
+    contest(__file__, __doc__, ROLES, peers, unit="completions", ratios=RATIOS)
