@@ -294,7 +294,6 @@ def test_nothing_inside_survives_the_outermost_process() -> None:
         process = isolation().start(
             ["-c", text], QUICK, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
         )
-        assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
         kill(process)
         # The pipe ends only when no process holds its other end.

@@ -182,7 +182,6 @@ def test_continuous_batching_agrees_with_the_trainer(base: Path, trained: Traine
     task = task_of(base, trained=trained, engine="transformers-cb")
     policy = task.build_policy(ALL).eval()
     rollout = rolled(task, policy)
-    assert rollout.sampler_log_prob is not None
     assert torch.allclose(rollout.sampler_log_prob, rollout.behaviour_log_prob, atol=MERGED)
     assert 0.0 <= rollout.metrics["engine_difference_mean"] <= rollout.metrics["engine_difference_max"] < MERGED
     again = rolled(task, policy)
