@@ -36,9 +36,7 @@ def test_training_is_repeatable(recipe: Recipe, task: type[LanguageTask]) -> Non
 
 
 @every_recipe
-def test_a_written_base_opens(
-    recipe: Recipe, task: type[LanguageTask], tmp_path: Path
-) -> None:
+def test_a_written_base_opens(recipe: Recipe, task: type[LanguageTask], tmp_path: Path) -> None:
     small = partial(task, evaluation_prompts=2, evaluation_samples=32)
     short = replace(recipe, num_steps=2, model=TINY, task=lambda base: small(base=base))
     # Two steps teach nobody to write an answer.
