@@ -10,7 +10,6 @@ from rlflow.config import from_resolved
 from rlflow.identity import difference, params
 from rlflow.settings import Config
 
-CHECKPOINT = "last.ckpt"
 VERSION = 2
 MAX_DIFFERENCES = 8
 

@@ -28,6 +28,7 @@ from rlflow.tracker import Outcome
 PLAN_FILE = "plan.json"
 PROGRESS_FILE = "progress.json"
 LOG_FILE = "log.txt"
+CHECKPOINT = "last.ckpt"
 # Where Lightning starts this program again for the other ranks, they take the plan of the first.
 PLAN_VARIABLE = "RLFLOW_PLAN"
 PRELOAD = ["rlflow.cli", "rlflow.run", "rlflow.tracking", "mlflow.tracking", "mlflow.store.tracking.sqlalchemy_store"]

@@ -42,10 +42,15 @@ class Launcher(Protocol):
 
 
 class ThisMachine:
-    """Forks of one server on the cores and GPUs of this machine."""
+    """Forks of one server on the cores and GPUs of this machine.
 
-    def __init__(self, num_jobs: int | None, trainer: TrainerConfig) -> None:
-        self._devices = _devices(trainer.accelerator)
+    Args:
+        num_jobs: At a time; None: one for each core, or JOBS_PER_GPU for each device.
+        devices: Of `cuda_devices`.
+    """
+
+    def __init__(self, num_jobs: int | None, devices: Sequence[str]) -> None:
+        self._devices = devices
         cores = num_cores()
         self.num_jobs = num_jobs or (min(cores, JOBS_PER_GPU * len(self._devices)) if self._devices else cores)
         self._num_threads = max(1, cores // self.num_jobs)
@@ -82,7 +87,7 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _devices(accelerator: str) -> list[str]:
+def cuda_devices(accelerator: str) -> list[str]:
     """Visible CUDA devices as values of CUDA_VISIBLE_DEVICES; none where the CPU is asked for."""
     if accelerator not in CUDA_ACCELERATORS:
         return []

@@ -1,7 +1,8 @@
 """Suite -> cells -> seeds: what is done, what is to do, and the plan of every process to start.
 
 Idempotent: a seed with a result is skipped, one that stopped is continued from its checkpoint, and a cell that was
-recorded under another configuration is refused with the difference.
+recorded under another configuration is refused with the difference. Cells are plain values, so that only the process
+that builds them needs the plugins and torch.
 """
 
 from __future__ import annotations
@@ -14,13 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlflow.cell import CellIdentity, SuitePlan
-from rlflow.checkpoint import CHECKPOINT
-from rlflow.config import resolve
 from rlflow.identity import cell_identity, difference, params
-from rlflow.launch import Progress, SeedPlan
+from rlflow.launch import CHECKPOINT, Progress, SeedPlan
 from rlflow.leaderboard import CellRun, SeedState
 from rlflow.registry import did_you_mean
-from rlflow.settings import Config
+from rlflow.settings import TrainerConfig
 from rlflow.suite import Suite
 
 MAX_DIFFERENCES = 12
@@ -35,15 +34,29 @@ class MatrixError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedCell:
-    """One pair of the suite with its whole configuration; seeds differ in `trainer.seed` alone."""
+    """One pair of the suite with its whole configuration; seeds differ in `trainer.seed` alone.
 
-    config: Config
+    Attributes:
+        resolved: `Config.resolved`.
+        params: The same with dotted keys, as MLflow gives it back.
+        trainer: Its hardware and budget.
+        identity: The cell.
+    """
+
+    resolved: Mapping[str, Any]
+    params: Mapping[str, str]
+    trainer: TrainerConfig
     identity: CellIdentity
 
     @property
     def name(self) -> str:
         """`algorithm task`, which `--only` matches."""
         return f"{self.identity.algorithm} {self.identity.task}"
+
+    @property
+    def plugins(self) -> tuple[str, str]:
+        """Registered algorithm and task; the entrant may be a variant with a name of its own."""
+        return str(self.resolved["algorithm"]["name"]), self.identity.task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +84,7 @@ class Job:
 
     def plan(self, *, tracking_uri: str, results: Path, num_threads: int, device: str | None = None) -> SeedPlan:
         """What its process is told."""
-        resolved: dict[str, Any] = dict(self.cell.config.resolved)
+        resolved: dict[str, Any] = dict(self.cell.resolved)
         resolved["trainer"] = resolved["trainer"] | {"seed": self.seed, "num_threads": num_threads}
         return SeedPlan(
             resolved=resolved,
@@ -130,7 +143,7 @@ def refuse_other_configurations(cells: Iterable[PlannedCell], recorded: Sequence
         for other in recorded:
             if (other.algorithm, other.task, other.policy) != key or other.cell_id == cell.identity.cell_id:
                 continue
-            lines = difference(params(cell.config), other.params) or ["version of the task"]
+            lines = difference(cell.params, other.params) or ["version of the task"]
             more = f"\n  ... and {len(lines) - MAX_DIFFERENCES} more" if len(lines) > MAX_DIFFERENCES else ""
             raise MatrixError(
                 f"{cell.name} is recorded in {cell.identity.suite} with another configuration "
@@ -184,9 +197,16 @@ def _walls(jobs: Iterable[Job], cell_id: str | None = None, task: str | None = N
 
 
 def _planned(suite: Suite, budget: str, algorithm: str, task: str) -> PlannedCell:
+    from rlflow.config import resolve
+
     config = resolve(suite.registered(algorithm), task, layers=suite.layers(algorithm, task, budget))
     identity = cell_identity(config, suite=suite.experiment(budget), division=suite.division, suite_digest=suite.digest)
-    return PlannedCell(config=config, identity=replace(identity, algorithm=algorithm))
+    return PlannedCell(
+        resolved=config.resolved,
+        params=params(config),
+        trainer=config.trainer,
+        identity=replace(identity, algorithm=algorithm),
+    )
 
 
 def _job(cell: PlannedCell, seed: int, recorded: SeedState | None, results: Path) -> Job:

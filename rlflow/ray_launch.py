@@ -20,9 +20,10 @@ from rlflow.doctor import EXTRAS, PACKAGES
 from rlflow.launch import Child, Progress, SeedPlan
 from rlflow.launcher import CUDA_ACCELERATORS, JOBS_PER_GPU, LaunchError, entries_of, module_names
 from rlflow.leaderboard import SeedState, read_states
+from rlflow.matrix import PlannedCell
 from rlflow.nodes import Demand, complaints, demand
 from rlflow.pool import Start
-from rlflow.settings import Config, TrainerConfig
+from rlflow.settings import TrainerConfig
 from rlflow.store import Store, default_uri
 from rlflow.tracking_cells import ensure_cell, summarise_cell
 
@@ -76,16 +77,18 @@ class RayLauncher:
 
     Args:
         num_jobs: Tasks at a time; None fills the nodes that are there now.
-        configs: Of the cells.
+        cells: To be run.
         wanted: What the nodes have been asked for.
         modules: Modules of the plugins.
     """
 
-    def __init__(self, num_jobs: int | None, configs: Sequence[Config], wanted: Demand, modules: Sequence[str]) -> None:
+    def __init__(
+        self, num_jobs: int | None, cells: Sequence[PlannedCell], wanted: Demand, modules: Sequence[str]
+    ) -> None:
         nodes = alive()
         self._on_gpus = any(node["Resources"].get("GPU", 0) for node in nodes)
         self._wanted, self._modules = wanted, tuple(modules)
-        requests = {request(config.trainer, self._on_gpus) for config in configs}
+        requests = {request(cell.trainer, self._on_gpus) for cell in cells}
         _room(requests, nodes)
         staying = _examine([node for node in nodes if any(one.fits(node) for one in requests)], wanted)
         self.num_jobs = num_jobs or _room(requests, staying)
@@ -182,7 +185,7 @@ class RayTasks:
 
 @contextmanager
 def connect(
-    address: str | None, *, num_jobs: int | None, configs: Sequence[Config], tracking_uri: str | None, results: Path
+    address: str | None, *, num_jobs: int | None, cells: Sequence[PlannedCell], tracking_uri: str | None, results: Path
 ) -> Iterator[RayLauncher]:
     """The cluster at `address` (`HOST:PORT`), or the one that this machine runs.
 
@@ -198,11 +201,11 @@ def connect(
             "start it with `ray start --head`, or name it with --address HOST:6379"
         ) from error
     try:
-        entries = entries_of((config.algorithm_name, config.task_name) for config in configs)
+        entries = entries_of(cell.plugins for cell in cells)
         names = module_names(entries)
         distributions = [*PACKAGES, *(entry.package for entry in entries)]
         wanted = demand(distributions, names, tracking_uri or default_uri(results))
-        yield RayLauncher(num_jobs, configs, wanted, names)
+        yield RayLauncher(num_jobs, cells, wanted, names)
     finally:
         ray.shutdown()
 

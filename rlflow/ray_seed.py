@@ -11,8 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
-from rlflow.checkpoint import CHECKPOINT
-from rlflow.launch import Progress, SeedPlan
+from rlflow.launch import CHECKPOINT, Progress, SeedPlan
 from rlflow.leaderboard import SeedState
 from rlflow.matrix import RESULTS
 from rlflow.ray_node import INTERRUPTED, Ending, Notice

@@ -23,10 +23,10 @@ from typing import Any
 import lightning as L
 import torch
 
-from rlflow.checkpoint import CHECKPOINT, read_checkpoint, refuse_other_run
+from rlflow.checkpoint import read_checkpoint, refuse_other_run
 from rlflow.config import Config, from_resolved
 from rlflow.disk import advice, out_of_space
-from rlflow.launch import Progress, SeedPlan, quiet_libraries
+from rlflow.launch import CHECKPOINT, Progress, SeedPlan, quiet_libraries
 from rlflow.store import open_store
 from rlflow.tracker import SCORE_METRIC, MemoryTracker, Outcome, Tracker
 from rlflow.tracking import start_seed

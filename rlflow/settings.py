@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from rlflow.algorithm import Algorithm
-from rlflow.task import Task
+if TYPE_CHECKING:
+    from rlflow.algorithm import Algorithm
+    from rlflow.task import Task
 
 SECTIONS = ("algorithm", "task", "update", "trainer")
 

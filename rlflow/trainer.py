@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader
 from rlflow import distributed
 from rlflow.averaging import AveragedWeights
 from rlflow.bucketing import by_length
-from rlflow.checkpoint import CHECKPOINT, VERSION
+from rlflow.checkpoint import VERSION
 from rlflow.cost import Cost
+from rlflow.launch import CHECKPOINT
 from rlflow.optimiser import make_optimiser, set_rates
 from rlflow.random import Noise, Streams
 from rlflow.refill import refilled

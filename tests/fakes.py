@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlflow.checkpoint import CHECKPOINT
 from rlflow.config import resolve
+from rlflow.launch import CHECKPOINT
 from rlflow.policy import Policy
 from rlflow.rollout import Minibatch, Rollout
 from rlflow.run import build_trainer

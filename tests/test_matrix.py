@@ -52,8 +52,11 @@ def test_cells_are_every_pair_of_the_suite_and_of_added_algorithms(suite: Suite)
 def test_a_variant_is_a_cell_of_its_own_and_has_to_differ() -> None:
     variant = "{name: ppo-wide, algorithm: ppo, settings: {algorithm.clip: %s}}"
     cells = plan_cells(parse_suite(SUITE.replace("[ppo, fpo]", f"[ppo, {variant % 0.4}]"), "toys.yaml"), "quick")
-    assert [(cell.name, cell.config.algorithm_name) for cell in cells] == [("ppo toy", "ppo"), ("ppo-wide toy", "ppo")]
-    assert [cell.config.algorithm.clip for cell in cells] == [0.2, 0.4]
+    assert [(cell.name, cell.plugins) for cell in cells] == [
+        ("ppo toy", ("ppo", "toy")),
+        ("ppo-wide toy", ("ppo", "toy")),
+    ]
+    assert [cell.resolved["algorithm"]["clip"] for cell in cells] == [0.2, 0.4]
     assert len({cell.identity.cell_id for cell in cells}) == 2
     with pytest.raises(MatrixError, match="ppo toy and ppo-wide toy have one configuration"):
         plan_cells(parse_suite(SUITE.replace("[ppo, fpo]", f"[ppo, {variant % 0.2}]"), "toys.yaml"), "quick")
@@ -114,17 +117,15 @@ def test_a_plan_carries_seed_threads_and_checkpoint(suite: Suite, tmp_path: Path
     job = Job(cell=plan_cells(suite, "quick")[0], seed=3, state="resume", wall_s=0.0, folder=tmp_path)
     plan = job.plan(tracking_uri="sqlite:///x.db", results=tmp_path, num_threads=2)
     assert (plan.seed, plan.resolved["trainer"]["num_threads"], plan.resume) == (3, 2, True)
-    assert job.cell.config.resolved["trainer"]["seed"] == 0
+    assert job.cell.resolved["trainer"]["seed"] == 0
 
 
 def test_another_configuration_under_the_same_cell_is_refused_with_the_difference(suite: Suite) -> None:
     cells = plan_cells(suite, "quick")
     (other, _) = plan_cells(parse_suite(SUITE.replace("96", "128"), "toys.yaml"), "quick")
-    from rlflow.identity import params
-
     recorded = CellRun(
         run_id="r", cell_id=other.identity.cell_id, algorithm="ppo", task="toy", policy="gaussian", seeds=(0,),
-        params=params(other.config),
+        params=dict(other.params),
     )  # fmt: skip
     with pytest.raises(MatrixError, match=r"trainer.budget: planned 96, recorded 128"):
         refuse_other_configurations(cells, [recorded])

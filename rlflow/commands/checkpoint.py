@@ -84,7 +84,8 @@ def judge(target: list[str]) -> tuple[Evaluation, Loop]:
 
 
 def _load(path: Path) -> dict[str, Any] | None:
-    from rlflow.checkpoint import CHECKPOINT, read_checkpoint
+    from rlflow.checkpoint import read_checkpoint
+    from rlflow.launch import CHECKPOINT
 
     if path.is_dir():
         path = path / CHECKPOINT

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import multiprocessing
+import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
     from rlflow.pool import Ended
     from rlflow.store import Store
     from rlflow.suite import Suite
+
+MLFLOW_SIDE = ("mlflow.tracking", "mlflow.store.tracking.sqlalchemy_store", "rlflow.report", "rlflow.leaderboard")
 
 
 def matrix(
@@ -42,14 +48,13 @@ def matrix(
     results: Results = DEFAULT_RESULTS,
 ) -> None:
     """Run every seed of every cell of SUITE that has no result, then print and write the leaderboard."""
-    from rlflow.matrix import plan_cells, selected
     from rlflow.suite import load_suite
 
     loaded = load_suite(suite)
     loaded.budget(budget)
     added = add or []
-    cells = selected(plan_cells(loaded, budget, added), only)
-    with _launcher(launcher, address, jobs, cells, tracking_uri, results) as place:
+    cells, devices = _planned(loaded, budget, added, only)
+    with _launcher(launcher, address, jobs, cells, devices, tracking_uri, results) as place:
         _run(
             loaded,
             cells,
@@ -63,24 +68,49 @@ def matrix(
         )
 
 
+def _planned(
+    suite: Suite, budget: str, added: Sequence[str], only: str | None
+) -> tuple[list[PlannedCell], Sequence[str]]:
+    """What `_plan` answers, from a process of its own while this one imports MLflow: each takes seconds.
+
+    A process that has torch has its threads as well, and a fork of it may hang.
+    """
+    if "torch" in sys.modules:
+        return _plan(suite, budget, added, only)
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("fork")) as beside:
+        planned = beside.submit(_plan, suite, budget, added, only)
+        for module in MLFLOW_SIDE:
+            import_module(module)
+        return planned.result()
+
+
+def _plan(suite: Suite, budget: str, added: Sequence[str], only: str | None) -> tuple[list[PlannedCell], Sequence[str]]:
+    """Cells, and the CUDA devices for them: what needs the plugins and torch."""
+    from rlflow.launcher import cuda_devices
+    from rlflow.matrix import plan_cells, selected
+
+    cells = selected(plan_cells(suite, budget, added), only)
+    return cells, cuda_devices(cells[0].trainer.accelerator)
+
+
 def _launcher(
     name: str,
     address: str | None,
     num_jobs: int | None,
     cells: Sequence[PlannedCell],
+    devices: Sequence[str],
     tracking_uri: str | None,
     results: Path,
 ) -> AbstractContextManager[Launcher]:
-    configs = [cell.config for cell in cells]
     if name == "ray":
         from rlflow.ray_launch import connect
 
-        return connect(address, num_jobs=num_jobs, configs=configs, tracking_uri=tracking_uri, results=results)
+        return connect(address, num_jobs=num_jobs, cells=cells, tracking_uri=tracking_uri, results=results)
     if address is not None:
         raise UsageError(f"--address {address} needs --launcher ray, found --launcher {name}")
     from rlflow.launcher import ThisMachine
 
-    return nullcontext(ThisMachine(num_jobs, configs[0].trainer))
+    return nullcontext(ThisMachine(num_jobs, devices))
 
 
 def _run(
@@ -132,7 +162,7 @@ def _train(
 
     plans = []
     for i, job in enumerate(job for job in jobs if job.pending):
-        num_threads, device = place.share(job.cell.config.trainer, i)
+        num_threads, device = place.share(job.cell.trainer, i)
         plans.append(job.plan(tracking_uri=tracking_uri, results=results, num_threads=num_threads, device=device))
     if not plans:
         return [], False
