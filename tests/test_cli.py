@@ -45,6 +45,38 @@ def test_a_suite_is_planned_without_the_model_libraries() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def matrix_apart(suite: Path, results: Path) -> tuple[int, list[str]]:
+    """`rlflow matrix SUITE --dry-run` in a process without torch: exit code, and the lines with what it has loaded."""
+    program = (
+        "import sys\n"
+        "from rlflow.cli import app\n"
+        "code = 0\n"
+        "try:\n"
+        f"    app(['matrix', {str(suite)!r}, '--budget', 'quick', '--results', {str(results)!r}, '--dry-run'])\n"
+        "except SystemExit as end:\n"
+        "    code = end.code\n"
+        "print('torch' in sys.modules, 'mlflow' in sys.modules)\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    return done.returncode, [*done.stderr.splitlines(), *done.stdout.splitlines()]
+
+
+def test_a_matrix_is_planned_in_a_process_of_its_own_beside_mlflow(tmp_path: Path) -> None:
+    suite = tmp_path / "toys.yaml"
+    suite.write_text(SUITE)
+    code, lines = matrix_apart(suite, tmp_path / "results")
+    assert (code, lines[-1]) == (0, "False True"), lines
+    assert [line.split() for line in lines if "toy" in line] == [["ppo", "toy", "to", "do"], ["fpo", "toy", "to", "do"]]
+
+    # What the planning process refuses is told here, in one line.
+    suite.write_text(SUITE.replace("trainer.num_evaluations: 4", "trainer.num_evaluation: 4"))
+    code, lines = matrix_apart(suite, tmp_path / "results")
+    assert (code, lines[-1], len(lines)) == (2, "False True", 2), lines
+    assert lines[0].startswith("error: ")
+    assert "trainer.num_evaluations" in lines[0]
+
+
 def test_help_is_quick_and_loads_no_heavy_library() -> None:
     program = (
         "import sys, rlflow.cli\n"
