@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable
 from pathlib import Path
 
 from rlflow.task import Evaluation
@@ -29,6 +30,15 @@ def write_samples(result: Evaluation, folder: Path) -> list[Path]:
 
 def keep_samples(result: Evaluation, folder: Path, log: Log, samples: int) -> None:
     """Write what an evaluation after `samples` leaves under the run's `folder`, and hand it to the log."""
-    place = f"{SAMPLES_FOLDER}/{samples:09d}"
-    for path in write_samples(result, folder / place):
-        log.artifact(path, "eval" if path.name == PER_ITEM else place)
+    log_samples(write_samples(result, folder / SAMPLES_FOLDER / _step(samples)), log, samples)
+
+
+def log_samples(files: Iterable[Path], log: Log, samples: int) -> None:
+    """Hand the files of an evaluation after `samples` to the log, where every evaluation of a run has them."""
+    for path in files:
+        log.artifact(path, "eval" if path.name == PER_ITEM else f"{SAMPLES_FOLDER}/{_step(samples)}")
+
+
+def _step(samples: int) -> str:
+    """As wide for every budget, so that folders sort by it."""
+    return f"{samples:09d}"

@@ -127,8 +127,12 @@ TOY = (
 
 def toy_loop(algorithm: str, folder: Path, *overrides: str, tracker: Any = None) -> Loop:
     """The loop on the toy task, not yet run."""
-    config = resolve(algorithm, "toy", [*TOY, *overrides])
-    return Loop(config, tracker or Recorder(), folder)
+    return task_loop(algorithm, "toy", folder, *TOY, *overrides, tracker=tracker)
+
+
+def task_loop(algorithm: str, task: str, folder: Path, *overrides: str, tracker: Any = None) -> Loop:
+    """The loop on a task, not yet run."""
+    return Loop(resolve(algorithm, task, list(overrides)), tracker or Recorder(), folder)
 
 
 def fit(loop: Loop) -> Loop:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 
 from rlflow.cell import CellIdentity
 from rlflow.cli import app, is_expected
+from rlflow.commands.checkpoint import RECORD
 from rlflow.store import Store, ensure_experiment, open_store, search_runs
 from rlflow.toy import ToyTask
 from rlflow.tracking import start_seed
@@ -188,6 +191,8 @@ def test_train_then_eval_sample_and_the_board(store: Store, tmp_path: Path) -> N
     assert code == 0, judged
     assert "ppo on toy after 64 samples" in judged
     assert float(judged.split("score")[1].split()[0]) == pytest.approx(curve[-1].value, abs=1e-5)
+    # What training left is not touched: without settings the folder is named by the samples alone.
+    assert {path.name for path in (folder / "evaluations" / "000000064").iterdir()} == {"per_item.csv", RECORD}
 
     code, output = run("sample", str(folder), "--out", str(tmp_path / "out"))
     assert (code, output.strip()) == (0, str(tmp_path / "out" / "per_item.csv"))
@@ -206,6 +211,48 @@ def test_train_then_eval_sample_and_the_board(store: Store, tmp_path: Path) -> N
     # The same folder again: the run has its result, which is never replaced.
     code, output = run("train", "ppo", "toy", *SMALL, "--seed", "5", "--folder", str(folder), "--results", results)
     assert (code, "a result is never replaced" in output) == (2, True)
+
+
+def test_an_evaluation_leaves_its_files_and_its_run(store: Store, tmp_path: Path) -> None:
+    results, folder = str(store.lock_path.parent), tmp_path / "seed"
+    code, output = run("train", "ppo", "toy", *SMALL, "--folder", str(folder), "--results", results)
+    assert code == 0, output
+    (seed,) = search_runs(store, ensure_experiment(store, "train@1"), {"kind": "seed"})
+
+    code, output = run("eval", str(folder), "--out", str(tmp_path / "out"), "--track", "--results", results)
+    assert code == 0, output
+    (judged,) = search_runs(store, ensure_experiment(store, "eval@1"), {"kind": "evaluation"})
+    assert f"MLflow run {judged.info.run_id}" in output
+    assert judged.info.status == "FINISHED"
+    digest = hashlib.sha256((folder / "last.ckpt").read_bytes()).hexdigest()
+    assert judged.data.tags["rlflow.checkpoint_sha256"] == digest
+    assert judged.data.params["trainer.budget"] == seed.data.params["trainer.budget"]
+    # The same names, steps and places as in the run that was trained, whose last evaluation this repeats.
+    for name in (name for name in seed.data.metrics if name.startswith("eval/")):
+        (point,) = store.client.get_metric_history(judged.info.run_id, name)
+        last = store.client.get_metric_history(seed.info.run_id, name)[-1]
+        assert (point.step, point.value) == (64, pytest.approx(last.value, abs=1e-6))
+    for kept in (seed, judged):
+        assert [f.path for f in store.client.list_artifacts(kept.info.run_id, "eval")] == ["eval/per_item.csv"]
+    record = json.loads((tmp_path / "out" / RECORD).read_text())
+    assert (record["samples"], record["overrides"], record["checkpoint_sha256"]) == (64, [], digest)
+    assert record["metrics"]["score"] == pytest.approx(judged.data.metrics["eval/score"])
+    (kept_record,) = store.client.list_artifacts(judged.info.run_id, "samples/000000064")
+    assert kept_record.path == f"samples/000000064/{RECORD}"
+
+    # Other settings have a folder of their own; an untrained policy is judged under the results.
+    code, output = run("eval", str(folder), "task.groups_per_rollout=2")
+    assert code == 0, output
+    (changed,) = (folder / "evaluations").iterdir()
+    assert changed.name.startswith("000000064-")
+    assert json.loads((changed / RECORD).read_text())["overrides"] == ["task.groups_per_rollout=2"]
+    code, output = run("eval", "ppo", "toy", "--results", results)
+    assert code == 0, output
+    untrained = json.loads((Path(results) / "evaluations" / "ppo-toy-untrained" / RECORD).read_text())
+    assert (untrained["samples"], untrained["checkpoint_sha256"]) == (0, "")
+    (tmp_path / "file").write_text("")
+    code, output = run("eval", str(folder), "--out", str(tmp_path / "file"))
+    assert (code, "choose another with --out" in output) == (2, True)
 
 
 def fill(store: Store, **finals: list[float]) -> None:

@@ -2,29 +2,69 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlflow.commands.options import Overrides, UsageError
+from rlflow.commands.options import DEFAULT_RESULTS, Overrides, Results, TrackingUri, UsageError
 
 if TYPE_CHECKING:
+    from rlflow.config import Config
+    from rlflow.store import Store
     from rlflow.task import Evaluation
     from rlflow.trainer import Loop
 
 SUFFIX = ".ckpt"
+EVALUATIONS = "evaluations"
+RECORD = "evaluation.json"
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A last.ckpt that rlflow wrote, or its folder.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A last.ckpt that rlflow wrote, or its folder; or ALGORITHM TASK.")
+    ],
     overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the files; under evaluations/ beside the checkpoint if not given.")
+    ] = None,
+    track: Annotated[bool, typer.Option("--track", help="Log metrics and files to MLflow as well.")] = False,
+    tracking_uri: TrackingUri = None,
+    results: Results = DEFAULT_RESULTS,
 ) -> None:
-    """Evaluate CHECKPOINT, also under changed settings such as another sampler."""
-    result, loop = judge([str(checkpoint), *(overrides or [])])
-    typer.echo(f"{loop.config.algorithm_name} on {loop.config.task_name} after {loop.samples:,} samples")
+    """Evaluate CHECKPOINT, also under changed settings such as another sampler, and leave the evaluation's files."""
+    from rlflow.samples import write_samples
+
+    target = [str(checkpoint), *(overrides or [])]
+    config, state = _opened(target)
+    given = [word for word in target if "=" in word]
+    record: dict[str, Any] = {
+        "algorithm": config.algorithm_name,
+        "task": config.task_name,
+        "task_revision": config.task.revision,
+        "samples": 0,
+        "checkpoint_sha256": "",
+        "overrides": given,
+    }
+    place = results / EVALUATIONS / f"{config.algorithm_name}-{config.task_name.replace('/', '-')}-untrained"
+    if state is not None:
+        file = _file(checkpoint)
+        record["samples"] = state["rlflow"]["samples"]
+        record["checkpoint_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        place = file.parent / EVALUATIONS / f"{record['samples']:09d}"
+    folder = _writable(out or _of_settings(place, given))
+    store = _store(tracking_uri, results) if track or tracking_uri is not None else None
+    result, _ = _judged(config, state)
+    files = write_samples(result, folder)
+    record["metrics"] = result.metrics
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    typer.echo(f"{config.algorithm_name} on {config.task_name} after {record['samples']:,} samples, files in {folder}")
     for name, value in result.metrics.items():
         typer.echo(f"  {name:<32} {value:.6g}")
+    if store is not None:
+        typer.echo(f"MLflow run {_tracked(store, config, [*files, folder / RECORD], record)}")
 
 
 def sample(
@@ -48,29 +88,35 @@ def judge(target: list[str]) -> tuple[Evaluation, Loop]:
     Raises:
         UsageError: Neither is named.
     """
-    import torch
+    return _judged(*_opened(target))
 
+
+def _opened(target: list[str]) -> tuple[Config, dict[str, Any] | None]:
+    """The configuration of an evaluation, and the checkpoint where one is named."""
     from rlflow.config import from_resolved, resolve
-    from rlflow.run import build
 
     words = [word for word in target if "=" not in word]
     overrides = [word for word in target if "=" in word]
-    checkpoint = None
     if len(words) == 1:
-        path = Path(words[0])
-        checkpoint = _load(path)
+        checkpoint = _load(Path(words[0]))
         if checkpoint is None:
             raise UsageError(
-                f"expected a checkpoint *{SUFFIX} that rlflow wrote, or a folder that holds one, found {path}"
+                f"expected a checkpoint *{SUFFIX} that rlflow wrote, or a folder that holds one, found {words[0]}"
             )
         kept = from_resolved(checkpoint["rlflow"]["config"])
         sections = {name: dict(values) for name, values in kept.resolved.items()}
         del sections["algorithm"]["name"]
-        config = resolve(kept.algorithm_name, kept.task_name, overrides, [sections])
-    elif len(words) == 2:
-        config = resolve(words[0], words[1], overrides)
-    else:
-        raise UsageError(f"expected CHECKPOINT or ALGORITHM TASK, found {' '.join(words) or 'nothing'}")
+        return resolve(kept.algorithm_name, kept.task_name, overrides, [sections]), checkpoint
+    if len(words) == 2:
+        return resolve(words[0], words[1], overrides), None
+    raise UsageError(f"expected CHECKPOINT or ALGORITHM TASK, found {' '.join(words) or 'nothing'}")
+
+
+def _judged(config: Config, checkpoint: dict[str, Any] | None) -> tuple[Evaluation, Loop]:
+    import torch
+
+    from rlflow.run import build
+
     try:
         loop = build(config, Path())
         if checkpoint is not None:
@@ -83,12 +129,46 @@ def judge(target: list[str]) -> tuple[Evaluation, Loop]:
         config.task.close()
 
 
-def _load(path: Path) -> dict[str, Any] | None:
-    from rlflow.checkpoint import read_checkpoint
+def _tracked(store: Store, config: Config, files: list[Path], record: dict[str, Any]) -> str:
+    """Log an evaluation as training logs its own, in a run of its own; returns its id."""
+    from rlflow.samples import log_samples
+    from rlflow.tracking_evaluations import tracked_evaluation
+
+    tags = {
+        "rlflow.checkpoint_sha256": record["checkpoint_sha256"],
+        "rlflow.samples": str(record["samples"]),
+        "rlflow.overrides": " ".join(record["overrides"]),
+    }
+    with tracked_evaluation(store, config, tags) as run:
+        run.log({f"eval/{name}": value for name, value in record["metrics"].items()}, record["samples"])
+        log_samples(files, run, record["samples"])
+    return run.run_id
+
+
+def _store(tracking_uri: str | None, results: Path) -> Store:
+    from rlflow.store import open_store
+
+    return open_store(tracking_uri, results=results)
+
+
+def _of_settings(place: Path, overrides: list[str]) -> Path:
+    """A folder for each set of settings, so that the files of two samplers do not replace each other."""
+    if not overrides:
+        return place
+    digest = hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:8]
+    return place.with_name(f"{place.name}-{digest}")
+
+
+def _file(path: Path) -> Path:
     from rlflow.launch import CHECKPOINT
 
-    if path.is_dir():
-        path = path / CHECKPOINT
+    return path / CHECKPOINT if path.is_dir() else path
+
+
+def _load(path: Path) -> dict[str, Any] | None:
+    from rlflow.checkpoint import read_checkpoint
+
+    path = _file(path)
     return read_checkpoint(path) if path.suffix == SUFFIX else None
 
 
@@ -96,5 +176,7 @@ def _writable(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"expected a folder that can be written at {folder}, found: {error.strerror}") from error
+        raise UsageError(
+            f"expected a folder that can be written at {folder}, found: {error.strerror}; choose another with --out"
+        ) from error
     return folder

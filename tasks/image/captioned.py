@@ -21,8 +21,9 @@ from rlflow.random import Noise
 from rlflow.rollout import Rollout
 from rlflow.task import Anchors, Evaluation, SampleWriter, Task
 from tasks.image.frozen import Captions, FrozenSet
-from tasks.image.generation import COMPARED, GENERATION, Generation, sampler_settings
+from tasks.image.generation import BY_KIND, COMPARED, GENERATION, Generation, sampler_settings
 from tasks.image.networks import load_network
+from tasks.image.sheet import table_by_kind
 
 
 def small_flow() -> FlowConfig:
@@ -217,6 +218,7 @@ class CaptionedImages(Task):
         files: dict[str, SampleWriter] = {
             COMPARED: frozen.compared(images, self.caption, self.verdicts, self._base, noise.device),
             GENERATION: Generation(settings=self._generation(flow)),
+            BY_KIND: table_by_kind(result.items),
         }
         return replace(result, files={**result.files, **files})
 

@@ -16,6 +16,7 @@ from rlflow.task import SampleWriter
 
 GENERATION = "generation.json"
 COMPARED = "base_and_trained.png"
+BY_KIND = "by_kind.csv"
 
 
 @dataclass(frozen=True, kw_only=True)

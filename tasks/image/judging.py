@@ -16,13 +16,13 @@ from rlflow.random import Noise, derived_seed, generator
 from rlflow.task import Evaluation, SampleWriter
 from tasks.image.catalogue import Catalogue
 from tasks.image.diversity import cosine_diversity, pixel_diversity, thumbnails
-from tasks.image.generation import COMPARED, GENERATION, Generation, sampler_settings
+from tasks.image.generation import BY_KIND, COMPARED, GENERATION, Generation, sampler_settings
 from tasks.image.pipelines.adapter import Adapter
 from tasks.image.pipelines.denoiser import Denoiser
 from tasks.image.pipelines.settings import JudgeSettings
 from tasks.image.rewards import Prompt, RewardMix
 from tasks.image.rewards.clip_score import ClipScore
-from tasks.image.sheet import Sheet, Table
+from tasks.image.sheet import Sheet, Table, table_by_kind
 
 Untrained = Callable[[FlowPolicy], AbstractContextManager[FlowPolicy]]
 """The policy as it was before training, inside a block."""
@@ -109,7 +109,7 @@ class Judge:
             metrics |= more
             files |= sheets
         items = [row | {"score": value} for row, value in zip(made.rows(), score.tolist(), strict=True)]
-        return Evaluation(metrics=metrics, items=items, files=files)
+        return Evaluation(metrics=metrics, items=items, files=files | {BY_KIND: table_by_kind(items)})
 
     def close(self) -> None:
         """Drop the model that embeds pictures."""

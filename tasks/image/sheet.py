@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ _TEXT = 32
 _GAP = 8
 # Of the built-in font in one cell.
 _CHARACTERS = 40
+# Numbers of an item that say which it is.
+_NO_SCORE = ("item", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,25 @@ class Table(SampleWriter):
             writer = csv.DictWriter(file, list(self.rows[0]))
             writer.writeheader()
             writer.writerows(self.rows)
+
+
+def table_by_kind(items: Sequence[Mapping[str, Any]]) -> Table:
+    """Number of images and mean of every score of each `kind` of the rows, in order of appearance; `all` at the end."""
+    columns = [name for name, value in items[0].items() if isinstance(value, int | float) and name not in _NO_SCORE]
+    by_kind: dict[str, list[Mapping[str, Any]]] = {}
+    for item in items:
+        by_kind.setdefault(str(item["kind"]) or "other", []).append(item)
+    parts = [*by_kind.items(), ("all", list(items))]
+    return Table(
+        rows=[
+            {
+                "kind": kind,
+                "images": len(rows),
+                **{name: sum(row[name] for row in rows) / len(rows) for name in columns},
+            }
+            for kind, rows in parts
+        ]
+    )
 
 
 def _picture(image: Tensor) -> Any:

@@ -41,7 +41,7 @@ def pretrain_text(out: Path, seed: int, config: PretrainConfig | None = None) ->
 
 def text_config() -> PretrainConfig:
     """Settings of the shipped base."""
-    return PretrainConfig(steps=300, wrong_caption_steps=100, wrong_caption_fraction=0.12, log_every=0)
+    return PretrainConfig(steps=600, wrong_caption_steps=150, wrong_caption_fraction=0.1, log_every=0)
 
 
 @torch.no_grad()

@@ -56,6 +56,7 @@ def _items(verdict: Verdict, fidelity: Tensor, words: Tensor) -> list[dict[str, 
     return [
         {
             "item": row,
+            "kind": f"{len(catalogue()[word])}_letters",
             "word": catalogue()[word],
             "read": verdict.texts[row],
             "strict": int(verdict.strict[row]),

@@ -178,6 +178,13 @@ def test_train_sample_and_export_to_diffusers(store: Store, folder: Path, tmp_pa
     assert lora.stat().st_size < 100_000
     output = run("sample", str(tmp_path / "run"), "--out", str(tmp_path / "samples"))
     assert "images.png" in output
+    # An evaluation afterwards leaves what that of training left, byte for byte, and its record.
+    run("eval", str(tmp_path / "run"))
+    kept, judged = (tmp_path / "run" / name / "000000016" for name in ("samples", "evaluations"))
+    names = {"images.png", "base_and_trained.png", "generation.json", "by_kind.csv", "per_item.csv"}
+    assert {path.name for path in kept.iterdir()} == names
+    assert {path.name for path in judged.iterdir()} == names | {"evaluation.json"}
+    assert all((judged / name).read_bytes() == (kept / name).read_bytes() for name in names)
     # The example of the page, at this model's size.
     page = (Path(prompted.__file__).parents[2] / "docs" / "image.md").read_text()
     example = page.partition("```python\n")[2].partition("```")[0]

@@ -145,7 +145,7 @@ def test_evaluation_reports_lengths_guards_and_files(tmp_path: Path) -> None:
     assert {"accuracy_3_letters", "accuracy_4_letters", "failure_unread"} <= set(result.metrics)
     failures = sum(value for name, value in result.metrics.items() if name.startswith("failure_"))
     assert math.isclose(result.metrics["score"] + failures, 1.0, abs_tol=1e-6)
-    assert set(result.items[0]) == {"item", "word", "read", "strict", "soft", "failure", "quality"}
+    assert set(result.items[0]) == {"item", "kind", "word", "read", "strict", "soft", "failure", "quality"}
     path = tmp_path / "images.png"
     result.files["images.png"](path)
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
