@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from rlflow.answers import spread, write_table
+from rlflow.settings import TrainerConfig
 from rlflow.task import Evaluation
 from rlflow.tracker import SAMPLES_FOLDER, Log
 
 PER_ITEM = "per_item.csv"
+DEFAULT_TRAINER = TrainerConfig()
 
 
 def write_samples(result: Evaluation, folder: Path) -> list[Path]:
@@ -27,8 +30,13 @@ def write_samples(result: Evaluation, folder: Path) -> list[Path]:
     return written
 
 
-def keep_samples(result: Evaluation, folder: Path, log: Log, samples: int) -> None:
+def keep_samples(
+    result: Evaluation, folder: Path, log: Log, samples: int, trainer: TrainerConfig = DEFAULT_TRAINER
+) -> None:
     """Write what an evaluation after `samples` leaves under the run's `folder`, and hand it to the log."""
     place = f"{SAMPLES_FOLDER}/{samples:09d}"
     for path in write_samples(result, folder / place):
         log.artifact(path, "eval" if path.name == PER_ITEM else place)
+    kept = spread(result.answers, trainer.answer_rows)
+    if kept:
+        log.answers(write_table(folder, kept, samples), spread(kept, trainer.answer_traces), samples)

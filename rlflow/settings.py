@@ -75,6 +75,9 @@ class TrainerConfig:
         strategy: Lightning's strategy, e.g. `auto`, `ddp`, `fsdp`.
         precision: Lightning's precision, e.g. `32-true`, `bf16-mixed`; log-probs stay float32.
         num_threads: Torch threads per process (0 = torch's choice).
+        answer_rows: Answers of each evaluation that the run's table answers.json keeps, where the task has answers
+            (0 = no table). Too few: failures go unseen; too many: every evaluation sends megabytes.
+        answer_traces: How many of these also become MLflow traces (0 = none). Each costs a request of its own.
     """
 
     seed: int = 0
@@ -85,6 +88,8 @@ class TrainerConfig:
     strategy: str = "auto"
     precision: str = "32-true"
     num_threads: int = 0
+    answer_rows: int = 64
+    answer_traces: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

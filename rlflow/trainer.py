@@ -135,7 +135,7 @@ class Loop(L.LightningModule):
         self.cost.policy_forwards = forwards
         if self.is_first_rank:
             self.tracker.log(_prefixed("eval", result.metrics) | self.cost.metrics(self.device), self.samples)
-            keep_samples(result, self.folder, self.tracker, self.samples)
+            keep_samples(result, self.folder, self.tracker, self.samples, self.config.trainer)
         self._finite("eval", "the score", torch.tensor(result.metrics["score"]))
         self.trainer.save_checkpoint(self.folder / CHECKPOINT)
         return result
