@@ -28,6 +28,8 @@ from rlflow.config import Config, from_resolved
 from rlflow.disk import advice, out_of_space
 from rlflow.launch import Progress, SeedPlan, quiet_libraries
 from rlflow.points import Points, Report
+from rlflow.settings import SHARDED
+from rlflow.sharding import Sharded
 from rlflow.store import open_store
 from rlflow.tracker import MemoryTracker, Outcome, Tracker
 from rlflow.tracking import start_seed
@@ -131,7 +133,10 @@ def build(config: Config, folder: Path) -> Loop:
         BuildError: With the error of the task or policy.
     """
     try:
-        return Loop(config, Points(MemoryTracker(), _ignore), folder)
+        loop = Loop(config, Points(MemoryTracker(), _ignore), folder)
+        if config.trainer.strategy == SHARDED:
+            loop.policy.sharded_parts()
+        return loop
     except Exception as error:
         reason = str(error).strip() or type(error).__name__
         raise BuildError(f"cannot set up {config.task_name} for {config.algorithm_name}: {reason}") from error
@@ -186,7 +191,7 @@ def build_trainer(config: Config, folder: Path, callbacks: Sequence[L.Callback] 
     return L.Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
-        strategy=trainer.strategy,
+        strategy=Sharded(trainer.devices) if trainer.strategy == SHARDED else trainer.strategy,
         precision=trainer.precision,  # type: ignore[arg-type]  # a plain string in the configuration
         max_epochs=1,
         logger=False,
