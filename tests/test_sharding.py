@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rlflow.config import ConfigError, resolve
 from rlflow.run import BuildError, build
 from tests.fsdp_run import MIDDLE, new_loop, trained
 from tests.tiny_models import save_tiny
+from tests.vllm_stub import Stub, serving
 
 RANKS = 1e-5
 """Two ranks add the same float32 numbers in another order; Adam's normalised step keeps a part of that."""
@@ -46,10 +48,23 @@ def alone(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Pa
 
 
 @pytest.fixture(scope="module")
-def sharded(base: Path, alone: list[tuple[Path, Any]], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Folders of the runs on two gloo processes; the last goes on from the middle of the first one's run alone."""
+def server() -> Iterator[Stub]:
+    """One server for all tests of this file, which live as long as the runs that ask it."""
+    with serving() as stub:
+        yield stub
+
+
+@pytest.fixture(scope="module")
+def sharded(
+    base: Path, alone: list[tuple[Path, Any]], server: Stub, tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """Folders of the runs on two gloo processes.
+
+    The last but one is sampled by a server, the last goes on from the middle of the first one's run alone.
+    """
     folder = tmp_path_factory.mktemp("sharded")
-    runs = [*RUNS, f"{RUNS[0]} resume={alone[0][0] / MIDDLE}"]
+    apart = f"ppo task.engine=vllm task.vllm.server={server.address} task.vllm.canary_tolerance=100"
+    runs = [*RUNS, apart, f"{RUNS[0]} resume={alone[0][0] / MIDDLE}"]
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "tests.fsdp_run", str(folder), str(base), *runs]
@@ -127,11 +142,25 @@ def test_a_run_goes_on_from_one_process_in_two_and_from_two_in_one(
     assert_same_training(state(back.folder), expected)
 
 
+def test_a_server_gets_whole_weights_once_from_all_processes(base: Path, server: Stub, sharded: list[Path]) -> None:
+    final = state(sharded[-2])["state_dict"]
+    before = new_loop("ppo", base, sharded[-2]).state_dict()
+    assert server.weights.keys() == {name.removeprefix("policy.actor.") for name in final if "actor.model." in name}
+    moved = []
+    for name, weight in server.weights.items():
+        # The last evaluation asked with the final weights.
+        assert torch.equal(weight, final[f"policy.actor.{name}"]), name
+        moved.append(float((weight - before[f"policy.actor.{name}"]).abs().max()))
+    assert max(moved) > 100 * RANKS
+    # Untrained, and after each of three iterations; evaluation and next rollout share them.
+    assert server.paths.count("/update_weights") == 4
+
+
 @pytest.mark.parametrize(
     ("algorithm", "task", "overrides", "message"),
     [
         ("ppo", "toy", ["task.kind=gaussian"], "expected a policy of layers .*, found GaussianPolicy; take .*=ddp"),
-        ("ppo", "reasoning/countdown", ["task.engine=transformers-cb"], "expected task.engine=transformers, found Con"),
+        ("ppo", "reasoning/countdown", ["task.engine=transformers-cb"], "expected task.engine=.* found Con"),
     ],
 )
 def test_what_needs_whole_weights_is_refused(

@@ -91,10 +91,10 @@ class CausalLMPolicy(Policy):
 
     def sharded_parts(self) -> Sequence[nn.Module]:
         """The layers of every transformer in here; see `rlflow.sharding`."""
-        if not isinstance(self.engine, OwnForward):
+        if not self.engine.takes_sharded:
             raise ValueError(
-                f"trainer.strategy=fsdp: expected task.engine=transformers, found {type(self.engine).__name__}, which "
-                "needs whole weights; or train a LoRA in one process"
+                "trainer.strategy=fsdp: expected task.engine=transformers, or vllm with task.vllm.server, found "
+                f"{type(self.engine).__name__}, which needs whole weights; or train a LoRA in one process"
             )
         actors = [actor for actor in (self.actor, self.reference_actor) if actor is not None]
         trunks = [trunk_of(actor) for actor in actors]
