@@ -14,7 +14,7 @@ from rlflow.settings import Config
 from rlflow.store import MAX_VALUE_LENGTH, exact
 
 VERSION = "v1"
-# Seeds make the runs of one cell; the rest moves speed and memory, and results only within rounding.
+# Seeds make the runs of one cell; the rest moves speed, memory and records, and results only within rounding.
 NOT_IDENTITY = frozenset(
     {
         "trainer.seed",
@@ -22,6 +22,8 @@ NOT_IDENTITY = frozenset(
         "trainer.devices",
         "trainer.strategy",
         "trainer.num_threads",
+        "trainer.answer_rows",
+        "trainer.answer_traces",
         "update.micro_batch",
         "update.micro_batch_decisions",
     }

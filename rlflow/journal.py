@@ -1,7 +1,7 @@
 """Writes of one run in order: tried at once; while the store is away kept in a file, and delivered when it is back.
 
-Every write is safe to repeat: MLflow drops a point that equals one in name, time, step and value, and tags and files
-replace themselves.  So a write whose answer was lost is simply sent again.
+Every write is safe to repeat: MLflow drops a point that equals one in name, time, step and value, and tags, files and
+traces replace themselves.  So a write whose answer was lost is simply sent again.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlflow.store import Store, TrackingError, answers, may_pass, set_tags
+from rlflow.traces import send_traces
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -36,12 +37,14 @@ class Write:
         tags: Set on the run.
         file: Path on this machine of an artifact; read when it is sent.
         folder: Place of the artifact in the run.
+        traces: As `rlflow.answers.as_traces` gives them.
     """
 
     metrics: Sequence[tuple[str, float, int, int]] = ()
     tags: dict[str, str] = field(default_factory=dict)
     file: str = ""
     folder: str = ""
+    traces: Sequence[dict[str, Any]] = ()
 
 
 class Journal:
@@ -134,6 +137,8 @@ class Journal:
             set_tags(self._store, self._run_id, write.tags)
         if write.file:
             client.log_artifact(self._run_id, write.file, write.folder or None)
+        if write.traces:
+            send_traces(self._store, self._run_id, write.traces)
 
 
 def batches(points: Sequence[tuple[str, float, int, int]]) -> list[Write]:

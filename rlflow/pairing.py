@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlflow.policy import check_capabilities
 from rlflow.registry import find
-from rlflow.settings import Config, ConfigError
+from rlflow.settings import SHARDED, Config, ConfigError
 
 
 def check_config(config: Config) -> None:
@@ -44,6 +44,10 @@ def check_config(config: Config) -> None:
         raise ConfigError(
             f"update.micro_batch = {update.micro_batch} and update.micro_batch_decisions = "
             f"{update.micro_batch_decisions}: expected one of them to be 0 and none below; rows or decisions, not both"
+        )
+    if trainer.strategy == SHARDED and update.ema > 0:
+        raise ConfigError(
+            f"trainer.strategy={SHARDED}: expected update.ema=0, found {update.ema}; the average is not sharded"
         )
     _divides("task.groups_per_rollout", task.groups_per_rollout, "trainer.devices", trainer.devices)
     _divides("update.updates_per_rollout", update.updates_per_rollout, "update.epochs", update.epochs)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
@@ -192,6 +192,17 @@ class Policy(nn.Module, ABC):
         known = {id(p) for group in groups.values() for p in group}
         groups["actor"] += [p for p in self.parameters() if p.requires_grad and id(p) not in known]
         return groups
+
+    def sharded_parts(self) -> Sequence[nn.Module]:
+        """Layers of this policy's networks, which `trainer.strategy=fsdp` gathers one at a time.
+
+        Raises:
+            ValueError: This policy, or this configuration of it, needs whole weights.
+        """
+        raise ValueError(
+            f"trainer.strategy=fsdp: expected a policy of layers (a language model), found {type(self).__name__}; "
+            "take trainer.strategy=ddp"
+        )
 
     def record_behaviour(self, rollout: Rollout) -> None:
         """Fix the old likelihoods, so that the ratio starts at exactly 1.

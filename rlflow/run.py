@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,16 +27,16 @@ from rlflow.checkpoint import read_checkpoint, refuse_other_run
 from rlflow.config import Config, from_resolved
 from rlflow.disk import advice, out_of_space
 from rlflow.launch import CHECKPOINT, Progress, SeedPlan, quiet_libraries
+from rlflow.points import Points, Report
+from rlflow.settings import SHARDED
+from rlflow.sharding import Sharded
 from rlflow.store import open_store
-from rlflow.tracker import SCORE_METRIC, MemoryTracker, Outcome, Tracker
+from rlflow.tracker import MemoryTracker, Outcome, Tracker
 from rlflow.tracking import start_seed
 from rlflow.trainer import DivergedError, Loop
 
-REPORT_AFTER_S = 0.5
 TRACEBACK = "traceback.txt"
 EXIT_CODES: dict[Outcome, int] = {"finished": 0, "diverged": 0, "failed": 1, "interrupted": 130}
-
-Report = Callable[[Progress], None]
 
 
 class BuildError(RuntimeError):
@@ -45,52 +45,6 @@ class BuildError(RuntimeError):
 
 class InterruptedRun(BaseException):
     """A signal asked this run to stop."""
-
-
-class Points:
-    """The trainer's view of a tracker: one point per metric and step, with a report of how far the run is.
-
-    An evaluation follows the iteration that it judges at the same step and repeats its cost: the later value stands.
-    """
-
-    def __init__(self, tracker: Tracker, report: Report, samples: int = 0) -> None:
-        self._tracker, self._report = tracker, report
-        self._pending: dict[str, float] = {}
-        self._step = samples
-        self._reported_s = 0.0
-        self.score: float | None = None
-        self.evaluations = 0
-
-    def progress(self) -> Progress:
-        """How far the run is."""
-        return Progress(samples=self._step, score=self.score, evaluations=self.evaluations)
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Add to the points of `step`."""
-        if step != self._step:
-            self._hand_on()
-        self._step = step
-        self._pending |= metrics
-        evaluated = SCORE_METRIC in metrics
-        self.evaluations += evaluated
-        self.score = metrics.get(SCORE_METRIC, self.score)
-        if evaluated or time.monotonic() - self._reported_s > REPORT_AFTER_S:
-            self._reported_s = time.monotonic()
-            self._report(self.progress())
-
-    def artifact(self, path: Path, folder: str = "") -> None:
-        """Hand on."""
-        self._tracker.artifact(path, folder)
-
-    def flush(self) -> None:
-        """Hand the pending points on and have all of them sent."""
-        self._hand_on()
-        self._tracker.flush()
-
-    def _hand_on(self) -> None:
-        if self._pending:
-            self._tracker.log(self._pending, self._step)
-            self._pending = {}
 
 
 class Stop(L.Callback):
@@ -179,7 +133,10 @@ def build(config: Config, folder: Path) -> Loop:
         BuildError: With the error of the task or policy.
     """
     try:
-        return Loop(config, Points(MemoryTracker(), _ignore), folder)
+        loop = Loop(config, Points(MemoryTracker(), _ignore), folder)
+        if config.trainer.strategy == SHARDED:
+            loop.policy.sharded_parts()
+        return loop
     except Exception as error:
         reason = str(error).strip() or type(error).__name__
         raise BuildError(f"cannot set up {config.task_name} for {config.algorithm_name}: {reason}") from error
@@ -234,7 +191,7 @@ def build_trainer(config: Config, folder: Path, callbacks: Sequence[L.Callback] 
     return L.Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
-        strategy=trainer.strategy,
+        strategy=Sharded(trainer.devices) if trainer.strategy == SHARDED else trainer.strategy,
         precision=trainer.precision,  # type: ignore[arg-type]  # a plain string in the configuration
         max_epochs=1,
         logger=False,

@@ -6,10 +6,13 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
+from rlflow.answers import spread, write_table
+from rlflow.settings import TrainerConfig
 from rlflow.task import Evaluation
 from rlflow.tracker import SAMPLES_FOLDER, Log
 
 PER_ITEM = "per_item.csv"
+DEFAULT_TRAINER = TrainerConfig()
 
 
 def write_samples(result: Evaluation, folder: Path) -> list[Path]:
@@ -28,9 +31,14 @@ def write_samples(result: Evaluation, folder: Path) -> list[Path]:
     return written
 
 
-def keep_samples(result: Evaluation, folder: Path, log: Log, samples: int) -> None:
+def keep_samples(
+    result: Evaluation, folder: Path, log: Log, samples: int, trainer: TrainerConfig = DEFAULT_TRAINER
+) -> None:
     """Write what an evaluation after `samples` leaves under the run's `folder`, and hand it to the log."""
     log_samples(write_samples(result, folder / SAMPLES_FOLDER / _step(samples)), log, samples)
+    kept = spread(result.answers, trainer.answer_rows)
+    if kept:
+        log.answers(write_table(folder, kept, samples), spread(kept, trainer.answer_traces), samples)
 
 
 def log_samples(files: Iterable[Path], log: Log, samples: int) -> None:

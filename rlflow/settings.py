@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rlflow.task import Task
 
 SECTIONS = ("algorithm", "task", "update", "trainer")
+SHARDED = "fsdp"
 
 
 class ConfigError(ValueError):
@@ -73,9 +74,13 @@ class TrainerConfig:
         num_evaluations: Points of the evaluation grid; point 0 is the untrained policy.
         accelerator: Lightning's accelerator; `auto` takes CUDA when there is one.
         devices: Number of processes (one device each).
-        strategy: Lightning's strategy, e.g. `auto`, `ddp`, `fsdp`.
+        strategy: `auto`, `ddp` (a copy of the weights per process), `fsdp` (language models: weights, gradients and
+            moments sharded over the processes; slower, for models too large for one), or another of Lightning's.
         precision: Lightning's precision, e.g. `32-true`, `bf16-mixed`; log-probs stay float32.
         num_threads: Torch threads per process (0 = torch's choice).
+        answer_rows: Answers of each evaluation that the run's table answers.json keeps, where the task has answers
+            (0 = no table). Too few: failures go unseen; too many: every evaluation sends megabytes.
+        answer_traces: How many of these also become MLflow traces (0 = none). Each costs a request of its own.
     """
 
     seed: int = 0
@@ -86,6 +91,8 @@ class TrainerConfig:
     strategy: str = "auto"
     precision: str = "32-true"
     num_threads: int = 0
+    answer_rows: int = 64
+    answer_traces: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,23 @@ class Anchors:
     reference: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a policy made of one item, in values that JSON holds: a row of the run's table, or a trace.
+
+    All answers of a task have the same names, no name twice, none of them `step`.
+
+    Attributes:
+        inputs: What was asked, by name, e.g. `prompt`.
+        outputs: What was made, by name, e.g. `completion`.
+        judged: What it earned and what was said of it, by name, e.g. `reward`.
+    """
+
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    judged: Mapping[str, Any]
+
+
 @dataclass(kw_only=True)
 class Evaluation:
     """Result of judging a policy on the frozen set.
@@ -40,11 +57,13 @@ class Evaluation:
         items: One row per evaluated item, written to eval/per_item.csv.
         files: Sample artifacts by file name: a function that writes the file at the path it is given, so that
             nothing is rendered unless it is logged.
+        answers: Every answer, where answers are values rather than files; the run keeps `trainer.answer_rows` of them.
     """
 
     metrics: dict[str, float]
     items: list[dict[str, Any]] = field(default_factory=list)
     files: Mapping[str, SampleWriter] = field(default_factory=dict)
+    answers: Sequence[Answer] = ()
 
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")

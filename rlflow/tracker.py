@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from rlflow.task import Answer
 
 METRIC_STAGES = ("rollout", "reward", "advantage", "loss", "update", "eval", "cost")
 SCORE_METRIC = "eval/score"
@@ -39,6 +42,9 @@ class Log(Protocol):
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Keep a copy of the file `path` under `folder` of the run."""
+
+    def answers(self, table: Path, traced: Sequence[Answer], step: int) -> None:
+        """Keep the table of all steps in place of the earlier one, and `traced` of `step` as traces."""
 
 
 class Tracker(Log, Protocol):
@@ -85,6 +91,7 @@ class MemoryTracker:
     Attributes:
         points: `(step, value)` per metric.
         artifacts: `folder/name` of every artifact, in order.
+        traces: `(step, answer)` of every trace, in order.
         outcome: None until `finish`.
         detail: As given to `finish`.
     """
@@ -93,6 +100,7 @@ class MemoryTracker:
         """Artifacts are copied under `folder`, or only named where it is None."""
         self.points: dict[str, list[tuple[int, float]]] = {}
         self.artifacts: list[str] = []
+        self.traces: list[tuple[int, Answer]] = []
         self.outcome: Outcome | None = None
         self.detail = ""
         self._folder = folder
@@ -112,6 +120,11 @@ class MemoryTracker:
             target = self._folder / folder
             target.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
+
+    def answers(self, table: Path, traced: Sequence[Answer], step: int) -> None:
+        """Append the table to `artifacts`; `traced` to `traces`."""
+        self.artifact(table)
+        self.traces += [(step, answer) for answer in traced]
 
     def flush(self) -> None:
         """Nothing is buffered."""

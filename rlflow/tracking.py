@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlflow import provenance
+from rlflow.answers import as_traces
 from rlflow.cell import CellIdentity, SuitePlan
 from rlflow.journal import Journal, Write, batches
 from rlflow.stats import final_score, normalised_score
@@ -37,11 +38,15 @@ from rlflow.tracking_cells import ensure_cell, summarise
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+    from rlflow.task import Answer
+
 HEARTBEAT_S = 20.0
 STALE_AFTER_S = 120.0
 FLUSH_AFTER_S = 10.0
 FLUSH_AT_METRICS = 1000
 PATIENCE_S = 60.0
+# As `mlflow.log_table` sets it.
+TABLES_TAG = "mlflow.loggedArtifacts"
 TERMINAL_STATUS = {"finished": "FINISHED", "diverged": "FAILED", "interrupted": "KILLED", "failed": "FAILED"}
 
 _log = logging.getLogger(__name__)
@@ -163,6 +168,13 @@ class SeedTracker:
         if not path.is_file():
             raise FileNotFoundError(f"expected an artifact at {path}, found none")
         self._journal.send(Write(file=str(path.resolve()), folder=folder))
+
+    def answers(self, table: Path, traced: Sequence[Answer], step: int) -> None:
+        """Upload the table, which must stay where it is, with the mark by which MLflow shows and loads tables."""
+        mark = json.dumps([{"path": table.name, "type": "table"}])
+        self._journal.send(Write(file=str(table.resolve()), tags={TABLES_TAG: mark}))
+        if traced:
+            self._journal.send(Write(traces=as_traces(self.run_id, traced, step, int(time.time() * 1000))))
 
     def flush(self) -> None:
         """Send the buffer, or keep it on this machine's disk while the store is away."""

@@ -13,10 +13,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from rlflow import distributed
+from rlflow import distributed, sharding
 from rlflow.averaging import AveragedWeights
 from rlflow.bucketing import by_length
 from rlflow.checkpoint import VERSION
@@ -27,7 +27,7 @@ from rlflow.random import Noise, Streams
 from rlflow.refill import refilled
 from rlflow.rollout import Minibatch, Rollout, Targets, assert_shapes, flatten_targets, minibatch
 from rlflow.samples import keep_samples
-from rlflow.settings import Config
+from rlflow.settings import SHARDED, Config
 from rlflow.starts import Starts
 from rlflow.task import Evaluation
 from rlflow.tracker import Log
@@ -136,7 +136,7 @@ class Loop(L.LightningModule):
         self.cost.policy_forwards = forwards
         if self.is_first_rank:
             self.tracker.log(_prefixed("eval", result.metrics) | self.cost.metrics(self.device), self.samples)
-            keep_samples(result, self.folder, self.tracker, self.samples)
+            keep_samples(result, self.folder, self.tracker, self.samples, self.config.trainer)
         self._finite("eval", "the score", torch.tensor(result.metrics["score"]))
         self.trainer.save_checkpoint(self.folder / CHECKPOINT)
         return result
@@ -178,7 +178,7 @@ class Loop(L.LightningModule):
                 metrics[f"loss/{name}"] = metrics.get(f"loss/{name}", torch.zeros_like(value)) + value
         for group in optimiser.param_groups:
             limit = self.config.update.grad_clip or math.inf
-            norm = nn.utils.clip_grad_norm_(group["params"], limit)
+            norm = sharding.clip_gradients(group["params"], limit)
             self._finite("update", f"the gradient of {group['name']}", norm)
             metrics[f"update/grad_norm_{group['name']}"] = norm / distributed.world_size()
         optimiser.step()
@@ -242,6 +242,11 @@ class Loop(L.LightningModule):
         """Whether this process writes."""
         return distributed.rank() == 0
 
+    def configure_model(self) -> None:
+        """Shard the policy, where the strategy is to."""
+        if self.config.trainer.strategy == SHARDED and self.device_mesh is not None:
+            sharding.shard(self.policy, self.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW with a group per role."""
         return make_optimiser(self.policy, self.config.update)
@@ -258,7 +263,7 @@ class Loop(L.LightningModule):
         if self._resumed is not None:
             optimiser = self.optimizers(use_pl_optimizer=False)
             assert isinstance(optimiser, torch.optim.Optimizer)
-            optimiser.load_state_dict(self._resumed["optimizer_states"][0])
+            optimiser.load_state_dict(sharding.placed(self._resumed["optimizer_states"][0], optimiser))
         elif self.evaluations == 0:
             self.judge()
 

@@ -38,6 +38,8 @@ def test_a_finished_run_gives_the_id_of_its_plan(store: Store) -> None:
         "trainer.devices=2",
         "trainer.strategy=ddp",
         "trainer.num_threads=3",
+        "trainer.answer_rows=0",
+        "trainer.answer_traces=8",
         "update.micro_batch=4",
         "update.micro_batch_decisions=64",
     ],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rlflow.answers import TABLE
 from rlflow.config import resolve
 from rlflow.identity import cell_identity
 from rlflow.launch import SeedPlan, limit_threads, warm_up
@@ -84,3 +85,6 @@ def test_a_killed_and_resumed_run_is_the_undisturbed_one(
     when = f"killed {delay_s:.3f} s after evaluation {evaluations} (seed {seed}, resumed: {resumed})"
     assert_same(state_of(tmp_path / "killed"), state_of(tmp_path / "whole"), when)
     assert curves(store, EXPERIMENT) == curves(store, "whole@1"), when
+    tables = [tmp_path / name / TABLE for name in ("killed", "whole")]
+    assert {table.exists() for table in tables} == {task == "reasoning/countdown"}
+    assert not tables[1].exists() or tables[0].read_bytes() == tables[1].read_bytes(), when

@@ -89,6 +89,18 @@ class CausalLMPolicy(Policy):
         """The transformer below the LM head, which sampling and replay share."""
         return trunk_of(self.actor)
 
+    def sharded_parts(self) -> Sequence[nn.Module]:
+        """The layers of every transformer in here; see `rlflow.sharding`."""
+        if not self.engine.takes_sharded:
+            raise ValueError(
+                "trainer.strategy=fsdp: expected task.engine=transformers, or vllm with task.vllm.server, found "
+                f"{type(self.engine).__name__}, which needs whole weights; or train a LoRA in one process"
+            )
+        actors = [actor for actor in (self.actor, self.reference_actor) if actor is not None]
+        trunks = [trunk_of(actor) for actor in actors]
+        trunks += [self.critic.trunk] if isinstance(self.critic, TrunkCritic) else []
+        return [layer for trunk in trunks for layer in trunk.layers]  # type: ignore[union-attr]
+
     @property
     def sampling(self) -> Sampling:
         """How the engine draws tokens."""

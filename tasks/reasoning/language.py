@@ -20,7 +20,7 @@ from rlflow.policy import Policy
 from rlflow.random import Noise, generator
 from rlflow.rollout import Rollout
 from rlflow.task import Evaluation, Task
-from tasks.reasoning.report import answer_metrics, evaluation
+from tasks.reasoning.report import answer_metrics, as_answers, evaluation
 from tasks.reasoning.settings import TrainedSettings
 from tasks.reasoning.verdict import Completion, Judged, Problem, Verdict
 
@@ -226,7 +226,16 @@ class LanguageTask(Task, ABC, Generic[P]):
         if self.has_answers:
             answer_metrics(result, asked, samples)
             result.metrics["temperature"] = self.lm.temperature
+        result.answers = as_answers(asked, samples, self._earned)
         return result
+
+    def _earned(self, judged: Judged) -> float:
+        """The reward of `score` for one completion."""
+        completion, verdict = judged
+        if self.overlong_buffer == 0:
+            return float(verdict.correct)
+        length, limit = torch.tensor(completion.num_tokens), self.lm.max_new_tokens
+        return float(verdict.correct) - self.overlong_penalty * float(overlong(length, limit, self.overlong_buffer))
 
     def _context(self, asked: Sequence[P], device: torch.device) -> dict[str, Tensor]:
         prompt, prompt_mask = self.encode(asked)

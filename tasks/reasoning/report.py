@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from rlflow.random import derived_seed
 from rlflow.stats import headline, interval
-from rlflow.task import Evaluation, SampleWriter
+from rlflow.task import Answer, Evaluation, SampleWriter
 from tasks.reasoning.solution_metrics import (
     distinct,
     distinct_n,
@@ -114,6 +114,26 @@ def answer_metrics(result: Evaluation, asked: Sequence[Problem], samples: Sequen
         result.metrics |= {f"score_{row['source']}": row["score"] for row in sources}
         result.metrics["score_macro"] = float(np.mean([row["score"] for row in sources]))
         result.files = {**result.files, "sources.csv": SourcesTable(sources)}
+
+
+def as_answers(asked: Sequence[Problem], samples: Sequence[Samples], reward: Callable[[Judged], float]) -> list[Answer]:
+    """Every completion with what it earns in training; `expected` where problems name their answer."""
+    return [
+        Answer(
+            inputs={"prompt": problem.prompt, "expected": getattr(problem, "gold", None)},
+            outputs={"completion": completion.text},
+            judged={
+                "reward": reward((completion, verdict)),
+                "correct": verdict.correct,
+                "verdict": verdict.failure or "correct",
+                "answer": verdict.answer,
+                "tokens": completion.num_tokens,
+                "finished": completion.finished,
+            },
+        )
+        for problem, answers in zip(asked, samples, strict=True)
+        for completion, verdict in answers
+    ]
 
 
 def _item(problem: Problem, answers: Samples, rarefied_size: int) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Clock:
 @contextmanager
 def timed_tracker(clock: Clock) -> Iterator[None]:
     """Every way of a run into the tracking store has the clock."""
-    names = ("log", "artifact", "flush", "finish")
+    names = ("log", "artifact", "answers", "flush", "finish")
     before = {name: getattr(SeedTracker, name) for name in names}
     opened = run._open_tracker
     try:

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from rlflow.policies.engines.engine import Engine
 from rlflow.policies.engines.own_forward import OwnForward
 from rlflow.policies.engines.vllm import VLLM, VLLMConfig
+from rlflow.policies.engines.vllm_server import VLLMServer
 
 EngineName = Literal["transformers", "transformers-cb", "vllm"]
 
@@ -29,6 +30,8 @@ def open_engine(name: EngineName, source: str, vllm: VLLMConfig) -> Engine:
         from rlflow.policies.engines.transformers_cb import ContinuousBatching
 
         return ContinuousBatching()
+    if name == "vllm" and vllm.server:
+        return VLLMServer(source=source, config=vllm, canary_tolerance=vllm.canary_tolerance)
     if name == "vllm":
         return VLLM(source=source, config=vllm, canary_tolerance=vllm.canary_tolerance)
     raise ValueError(f"task.engine: expected one of {list(get_args(EngineName))}, found {name!r}")

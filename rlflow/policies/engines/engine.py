@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -113,8 +113,12 @@ class Engine(ABC):
     """Completes prompts.
 
     Attributes:
+        takes_sharded: Whether several processes may complete prompts at once with weights that are whole only while
+            they do (`trainer.strategy=fsdp`).
         metrics: Scalars of the last `complete`, logged as `rollout/NAME`.
     """
+
+    takes_sharded: ClassVar[bool] = False
 
     metrics: dict[str, float] = field(default_factory=dict, init=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ class OwnForward(Engine):
 
     It reports no log-probabilities: the trainer's replay of the same module differs from them by rounding alone.
     """
+
+    takes_sharded: ClassVar[bool] = True
 
     def complete(self, model: LanguageModel, context: dict[str, Tensor], noise: Noise) -> Completions:
         """One uniform draw of `noise` per row and token."""

@@ -49,6 +49,10 @@ class VLLMConfig:
         tensor_parallel: GPUs of one engine.
         sleep: Give its memory back while the trainer updates, on one GPU; nothing on a CPU.
         canary_tolerance: See `Apart`.
+        server: Address of a running `vllm serve`, e.g. `http://HOST:8000`, instead of a child (docs/engines.md); of
+            the settings above it uses `max_num_seqs` and `canary_tolerance` alone. For several training processes.
+        server_folder: Folder that this machine and the server both see, through which weights go; empty: the shared
+            memory of this machine.
     """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -60,6 +64,8 @@ class VLLMConfig:
     tensor_parallel: int = 1
     sleep: bool = False
     canary_tolerance: float = 0.1
+    server: str = ""
+    server_folder: str = ""
 
 
 @dataclass(kw_only=True)
@@ -91,7 +97,7 @@ class VLLM(Apart):
         if distributed.world_size() > 1:
             raise EngineError(
                 f"task.engine: expected one training process beside vLLM, found {distributed.world_size()}, which "
-                "would all start it on the same GPU; set trainer.devices=1, or take another engine"
+                "would all start it on the same GPU; set trainer.devices=1, or task.vllm.server"
             )
         if importlib.util.find_spec("vllm") is None:
             raise EngineError(f"task.engine: expected vLLM to be installed, found no package; {INSTALL}")
@@ -198,13 +204,14 @@ def request_parameters(sampling: Sampling, seed: int) -> dict[str, Any]:
 
 
 @contextmanager
-def weights_file(weights: Iterator[tuple[str, Tensor]]) -> Iterator[Path]:
-    """A safetensors file of `weights`, in shared memory where there is room, while the block runs."""
+def weights_file(weights: Iterator[tuple[str, Tensor]], folder: str = "") -> Iterator[Path]:
+    """A safetensors file of `weights` while the block runs, in `folder`, or in shared memory where there is room."""
     tensors = {name: weight.contiguous().cpu() for name, weight in weights}
     size = sum(tensor.nbytes for tensor in tensors.values())
     in_memory = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > size + 2**20
-    with tempfile.TemporaryDirectory(prefix="rlflow-weights-", dir=SHARED_MEMORY if in_memory else None) as folder:
-        path = Path(folder, "weights.safetensors")
+    place = folder or (SHARED_MEMORY if in_memory else None)
+    with tempfile.TemporaryDirectory(prefix="rlflow-weights-", dir=place) as name:
+        path = Path(name, "weights.safetensors")
         save_file(tensors, path)
         yield path
 

@@ -16,6 +16,7 @@ from tasks.reasoning.countdown import BASE_FOLDER, BASE_PASS_AT_1, Countdown
 from tasks.reasoning.countdown_data import held_out_pools, training_puzzle
 from tasks.reasoning.countdown_puzzle import FAILURES, Puzzle
 from tasks.reasoning.language import overlong
+from tasks.reasoning.verdict import Completion, Verdict
 
 EXACT = 1e-12
 SAMPLING_ERROR = 0.03
@@ -134,6 +135,8 @@ def test_evaluation_writes_items_and_completions(tmp_path: Path) -> None:
     assert [item["samples"] for item in result.items] == [8] * 4
     mean = sum(item["correct"] for item in result.items) / 32
     assert result.metrics["score"] == result.metrics["pass_at_1"] == pytest.approx(mean, abs=EXACT)
+    assert len(result.answers) == 4 * 8
+    assert sum(answer.judged["reward"] for answer in result.answers) == pytest.approx(32 * mean, abs=EXACT)
     result.files["completions.csv"](tmp_path / "completions.csv")
     with (tmp_path / "completions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -212,6 +215,9 @@ def test_a_text_in_the_buffer_loses_a_part_of_its_reward() -> None:
     assert scored.reward.sum(1).tolist() == [1.0, 0.5625, 0.0]
     # It sits on the last token, where the verdict does.
     assert scored.reward[1, 18] == 0.5625
+    # An evaluation's answers tell the same rewards.
+    completion = Completion(text="4+7=11,3;11+3=14,0", finished=True, num_tokens=19)
+    assert task._earned((completion, Verdict(None))) == 0.5625
     assert "overlong" not in small().score(written(small(), "4371:14>", ["7+7=14,0$"])).reward_terms
 
 

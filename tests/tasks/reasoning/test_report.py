@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.reasoning.countdown_puzzle import FAILURES, Puzzle, verify
-from tasks.reasoning.report import answer_metrics, evaluation
+from tasks.reasoning.report import answer_metrics, as_answers, evaluation
 from tasks.reasoning.verdict import Completion, Judged, Verdict
 
 EXACT = 1e-12
@@ -115,3 +115,19 @@ def test_limits_are_the_same_every_time() -> None:
     for result in results:
         answer_metrics(result, asked, samples)
     assert results[0].metrics == results[1].metrics
+
+
+def test_answers_are_every_completion_with_its_verdict() -> None:
+    @dataclass(frozen=True)
+    class Sum:
+        prompt: str = "7+7="
+        gold: str = "14"
+
+    completion = Completion(text="15", finished=True, num_tokens=3)
+    samples = [[(completion, Verdict("arith", answer="15"))], [(completion, Verdict(None, answer="14"))]]
+    wrong, right = as_answers([Sum(), PUZZLE], samples, lambda judged: 0.5 * judged[1].correct)
+    assert (wrong.inputs, wrong.outputs) == ({"prompt": "7+7=", "expected": "14"}, {"completion": "15"})
+    about = {"tokens": 3, "finished": True}
+    assert wrong.judged == {"reward": 0.0, "correct": False, "verdict": "arith", "answer": "15", **about}
+    assert right.judged == {"reward": 0.5, "correct": True, "verdict": "correct", "answer": "14", **about}
+    assert right.inputs == {"prompt": PUZZLE.prompt, "expected": None}

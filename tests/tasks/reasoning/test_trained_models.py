@@ -235,7 +235,7 @@ def test_own_forward_reports_no_engine(qwen: Path) -> None:
     assert rollout.metrics.keys() == {"completion_tokens"}
 
 
-@pytest.mark.parametrize("name", ["gsm8k_05b", "gsm8k_15b_lora", "dapo17k_7b"])
+@pytest.mark.parametrize("name", ["gsm8k_05b", "gsm8k_15b_lora", "dapo17k_7b", "dapo17k_32b", "programs_r1_7b"])
 @pytest.mark.parametrize("algorithm", ["ppo", "flowrl", "reinforce_pp"])
 def test_presets_of_real_models_resolve_without_opening_one(algorithm: str, name: str) -> None:
     task = resolve(algorithm, f"reasoning/{name}").task
