@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 
 from torch import Tensor
 
@@ -26,7 +28,7 @@ class Loss:
     @property
     def total(self) -> Tensor:
         """Sum of the terms."""
-        return sum(self.terms.values(), start=next(iter(self.terms.values())) * 0.0)
+        return reduce(add, self.terms.values())
 
 
 @dataclass(frozen=True, kw_only=True)

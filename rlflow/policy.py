@@ -213,6 +213,13 @@ class Policy(nn.Module, ABC):
         if "log_prob" in self.requires and rollout.old_log_prob is None:
             rollout.old_log_prob = self.log_prob(rollout) if given is None else given
 
+    def prepared(self, rows: Rollout) -> Rollout:
+        """Rows with what every pass over them would compute anew although no update moves it; asked once an iteration.
+
+        Nothing may be left out, and likelihoods have to stay the same to the bit.
+        """
+        return rows
+
     def end_iteration(self, rollout: Rollout) -> None:
         """Called after the last update of an iteration; moves a behaviour reference to the new weights.
 

@@ -86,5 +86,7 @@ class Noise:
         return (shape[0] * self.world_size, *shape[1:])
 
     def _local(self, x: Tensor) -> Tensor:
+        if self.world_size == 1:
+            return x.to(self.device)
         rows = x.shape[0] // self.world_size
         return x[self.rank * rows : (self.rank + 1) * rows].to(self.device)

@@ -13,7 +13,7 @@ Rewards and advantages live on `[B, T]`, likelihoods on `[B, T, K]`. There is on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 
 import torch
@@ -173,11 +173,13 @@ class Minibatch(Rollout):
         targets: Rows of `Targets.tensors`, `[b, T, ...]`.
         global_decisions: Unmasked decisions of the optimiser batch over all micro-batches and ranks.
         global_rows: Rows of the optimiser batch over all micro-batches and ranks.
+        unmasked: The mask, where it is known to be True everywhere; a mask put in its place is not.
     """
 
     targets: dict[str, Tensor]
     global_decisions: float
     global_rows: float
+    unmasked: Tensor | None = field(default=None, repr=False, compare=False)
 
     def mean(self, x: Tensor) -> Tensor:
         """Sum of `x [b, T]` or `[b, T, K]` over this part, divided by the decisions of the whole optimiser batch.
@@ -185,8 +187,10 @@ class Minibatch(Rollout):
         Parts (micro-batches, ranks) therefore add up to the mean over all unmasked decisions, and K is averaged.
         """
         if x.ndim == 3:
-            x = x.mean(dim=-1)
-        return torch.where(self.mask, x, 0.0).sum() / self.global_decisions
+            x = x.squeeze(-1) if x.shape[-1] == 1 else x.mean(dim=-1)
+        if self.unmasked is not self.mask:
+            x = torch.where(self.mask, x, 0.0)
+        return x.sum() / self.global_decisions
 
     def mean_rows(self, x: Tensor) -> Tensor:
         """Sum of `x [b]` over the rows with any trainable decision, divided by the rows of the optimiser batch."""
@@ -273,16 +277,18 @@ def _windows(x: Tensor, window: int) -> Tensor:
 def _take(
     rollout: Rollout, index: Tensor, targets: Mapping[str, Tensor], global_decisions: float, global_rows: float
 ) -> Minibatch:
-    keep = {f.name: getattr(rollout, f.name) for f in fields(Rollout) if f.name != "_memo"}
-    for name in ("mask", "group", "reward", "terminated", "boundary"):
-        keep[name] = keep[name][index]
-    for name in ("context", "action", "reward_terms"):
-        keep[name] = {k: v[index] for k, v in keep[name].items()} if name != "reward_terms" else {}
-    keep |= {name: keep[name][index] for name in LIKELIHOODS if keep[name] is not None}
-    keep.update(boundary_context=None, extras={}, metrics={})
     return Minibatch(
-        **keep,
+        **leaves(rollout, lambda x: x[index]),
+        controls=rollout.controls,
+        decisions_independent=rollout.decisions_independent,
         targets={k: v[index] for k, v in targets.items()},
         global_decisions=global_decisions,
         global_rows=global_rows,
     )
+
+
+def leaves(rollout: Rollout, pick: Callable[[Tensor], Any]) -> dict[str, Any]:
+    """What of a rollout has rows that a minibatch keeps."""
+    single = ("mask", "group", "reward", "terminated", "boundary", *LIKELIHOODS)
+    answer: dict[str, Any] = {k: pick(x) for k in single if (x := getattr(rollout, k)) is not None}
+    return answer | {k: {n: pick(x) for n, x in getattr(rollout, k).items()} for k in ("context", "action")}

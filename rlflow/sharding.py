@@ -6,7 +6,7 @@ A checkpoint is that of one process: it goes on under any strategy and any numbe
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -89,12 +89,6 @@ def placed(state: dict[str, Any], optimiser: torch.optim.Optimizer) -> dict[str,
         for index, kept in state["state"].items()
     }
     return {**state, "state": moments}
-
-
-def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Tensor:
-    """`clip_grad_norm_` over all shards; the norm as a plain tensor."""
-    norm: Tensor | DTensor = nn.utils.clip_grad_norm_(parameters, limit)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def _like(value: Any, parameter: Tensor) -> Any:

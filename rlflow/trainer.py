@@ -7,7 +7,6 @@ devices, precision, strategy and checkpoints; optimisation is manual because one
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,19 @@ from rlflow.bucketing import by_length
 from rlflow.checkpoint import VERSION
 from rlflow.cost import Cost
 from rlflow.launch import CHECKPOINT
-from rlflow.optimiser import make_optimiser, set_rates
+from rlflow.minibatches import minibatches
+from rlflow.optimiser import clip_gradients, make_optimiser, set_rates
 from rlflow.random import Noise, Streams
 from rlflow.refill import refilled
-from rlflow.rollout import Minibatch, Rollout, Targets, assert_shapes, flatten_targets, minibatch
+from rlflow.rollout import Minibatch, Rollout, Targets, assert_shapes, flatten_targets
 from rlflow.samples import keep_samples
 from rlflow.settings import SHARDED, Config
 from rlflow.starts import Starts
 from rlflow.task import Evaluation
+from rlflow.totals import Totals
 from rlflow.tracker import Log
+
+TERM, NORM = "_loss", "update/grad_norm_"
 
 
 class DivergedError(ArithmeticError):
@@ -143,68 +146,61 @@ class Loop(L.LightningModule):
 
     def _update(self, rollout: Rollout, targets: Targets) -> dict[str, float]:
         update, window = self.config.update, self.algorithm.row_decisions
-        rows, goals = rollout.flatten(window), flatten_targets(targets, rollout, window)
-        totals: dict[str, Tensor] = {}
-        first_ratio: Tensor | None = None
-        optimiser = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimiser, torch.optim.Optimizer)
-        set_rates(optimiser, update, self.collected, self.config.num_iterations)
+        with torch.no_grad():
+            rows = self.policy.prepared(rollout.flatten(window))
+        goals = flatten_targets(targets, rollout, window)
+        set_rates(self._optimiser, update, self.collected, self.config.num_iterations)
+        totals, num_parts = Totals(), update.updates_per_rollout // update.epochs
         for _ in range(update.epochs):
-            for part in self._minibatches(rows, goals):
-                metrics = self._optimiser_step(part)
-                if first_ratio is None:
-                    first_ratio = metrics.get("loss/ratio")
-                for name, value in metrics.items():
-                    totals[name] = totals.get(name, torch.zeros_like(value)) + value
-        summed = distributed.all_sum(torch.stack([v.double() for v in totals.values()])) / update.updates_per_rollout
-        answer = dict(zip(totals, summed.tolist(), strict=True))
-        if first_ratio is not None:
+            for part in minibatches(rows, goals, num_parts, self.streams["minibatch"]):
+                totals.add(self._optimiser_step(part))
+        answer = {name: total / update.updates_per_rollout for name, total in totals.read().items()}
+        self._check_update(answer)
+        if (first_ratio := totals.first.get("loss/ratio")) is not None:
             answer["update/first_ratio_error"] = abs(float(distributed.all_sum(first_ratio[None])) - 1.0)
         return answer
 
     def _optimiser_step(self, part: Minibatch) -> dict[str, Tensor]:
         """Accumulate the micro-batches of one optimiser batch, clip each parameter group apart, step."""
-        optimiser = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimiser, torch.optim.Optimizer)
+        optimiser, world = self._optimiser, distributed.world_size()
         optimiser.zero_grad(set_to_none=True)
         metrics: dict[str, Tensor] = {}
         for micro in self._micro_batches(part):
             loss = self.algorithm.loss(self.policy, micro)
-            total = loss.total
-            self._finite("loss", "the loss", total.detach())
             # DDP averages gradients over ranks, while the parts of a global mean have to be summed.
-            self.manual_backward(total * distributed.world_size())
-            for name, value in (loss.metrics | {f"{k}_loss": v.detach() for k, v in loss.terms.items()}).items():
-                metrics[f"loss/{name}"] = metrics.get(f"loss/{name}", torch.zeros_like(value)) + value
+            self.manual_backward(loss.total * world if world > 1 else loss.total)
+            for name, value in (loss.metrics | {f"{k}{TERM}": v.detach() for k, v in loss.terms.items()}).items():
+                key = f"loss/{name}"
+                metrics[key] = metrics[key] + value if key in metrics else value
         for group in optimiser.param_groups:
-            limit = self.config.update.grad_clip or math.inf
-            norm = sharding.clip_gradients(group["params"], limit)
-            self._finite("update", f"the gradient of {group['name']}", norm)
-            metrics[f"update/grad_norm_{group['name']}"] = norm / distributed.world_size()
+            norm = clip_gradients(group["params"], self.config.update.grad_clip or math.inf)
+            metrics[f"{NORM}{group['name']}"] = norm / world if world > 1 else norm
         optimiser.step()
         self.cost.optimizer_steps += 1
         self.averaged.update()
         return metrics
+
+    def _check_update(self, metrics: dict[str, float]) -> None:
+        # After the update, whose sums keep what was not finite: a look at every step would wait for the device.
+        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if any(name.startswith("loss/") and name.endswith(TERM) for name in broken):
+            raise DivergedError("loss", "the loss", self.samples)
+        for name in broken:
+            if name.startswith(NORM):
+                raise DivergedError("update", f"the gradient of {name.removeprefix(NORM)}", self.samples)
 
     def _micro_batches(self, part: Minibatch) -> list[Minibatch]:
         """As many on every rank, whose rows of a minibatch differ in number: each backward pass waits for all."""
         limit = self.config.update.micro_batch_decisions
         parts = list(by_length(part, limit) if limit else part.split(self.config.update.micro_batch))
         missing = distributed.all_max(len(parts), part.device) - len(parts)
-        return parts + [part.silent()] * missing
+        return parts + [part.silent() for _ in range(missing)]
 
-    def _minibatches(self, rows: Rollout, goals: dict[str, Tensor]) -> Iterator[Minibatch]:
-        """One epoch: the global rows in random order, of which this rank takes its own."""
-        n, world, rank = rows.num_rollouts, distributed.world_size(), distributed.rank()
-        order = torch.randperm(n * world, generator=self.streams["minibatch"])
-        for chunk in order.chunk(self.config.update.updates_per_rollout // self.config.update.epochs):
-            local = chunk[(chunk >= rank * n) & (chunk < (rank + 1) * n)] - rank * n
-            empty = len(local) == 0
-            index = (torch.zeros(1, dtype=torch.int64) if empty else local).to(rows.device)
-            decisions = 0.0 if empty else float(rows.mask[index].sum())
-            total = float(distributed.all_sum(torch.tensor([decisions], device=rows.device)))
-            part = minibatch(rows, goals, index, max(total, 1.0), float(len(chunk)))
-            yield part.silent() if empty else part
+    @property
+    def _optimiser(self) -> torch.optim.Optimizer:
+        optimiser = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimiser, torch.optim.Optimizer)
+        return optimiser
 
     def _shared(self, rollout: Rollout, targets: Targets) -> dict[str, float]:
         """Metrics of rollout, reward, targets and controls, the same on every rank."""
@@ -261,9 +257,7 @@ class Loop(L.LightningModule):
         self.policy.eval()  # dropout would move the ratio off 1
         self.averaged.to(self.device)
         if self._resumed is not None:
-            optimiser = self.optimizers(use_pl_optimizer=False)
-            assert isinstance(optimiser, torch.optim.Optimizer)
-            optimiser.load_state_dict(sharding.placed(self._resumed["optimizer_states"][0], optimiser))
+            self._optimiser.load_state_dict(sharding.placed(self._resumed["optimizer_states"][0], self._optimiser))
         elif self.evaluations == 0:
             self.judge()
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rlflow.flow_matching import Step, Velocity, cfm_loss, diffuse, integrate, reduce_dims, sde_step, time_grid
 from rlflow.policies.flow_config import FlowConfig
-from rlflow.policies.heads import RunningNorm
+from rlflow.policies.heads import SEEN, RunningNorm, seen, with_seen
 from rlflow.policy import Policy
 from rlflow.random import Noise
 from rlflow.rollout import Rollout
@@ -177,6 +177,10 @@ class FlowPolicy(Policy):
         answer: Tensor = self.partition(self._rows(self._merged(rollout)))
         return answer.view(*rollout.mask.shape)
 
+    def prepared(self, rows: Rollout) -> Rollout:
+        """Observations normalised once."""
+        return with_seen(self.normaliser, rows)
+
     def end_iteration(self, rollout: Rollout) -> None:
         """Move the behaviour reference and take the rollout's observations into the statistics."""
         super().end_iteration(rollout)
@@ -280,4 +284,5 @@ class FlowPolicy(Policy):
     def _rows(self, context: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.normaliser is None:
             return context
-        return {**context, "observation": self.normaliser(context["observation"])}
+        rest = {name: leaf for name, leaf in context.items() if name != SEEN}
+        return {**rest, "observation": seen(self.normaliser, context)}

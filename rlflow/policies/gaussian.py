@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from rlflow.policies.heads import RunningNorm
+from rlflow.policies.heads import RunningNorm, seen, with_seen
 from rlflow.policy import Policy
 from rlflow.random import Noise
 from rlflow.rollout import Rollout
@@ -62,7 +62,7 @@ class GaussianPolicy(Policy):
 
     def sample(self, context: dict[str, Tensor], noise: Noise, *, train: bool = True) -> dict[str, Tensor]:
         """`observation [n, C]` to `action [n, A]`; the mean when not training."""
-        mean, log_std = self.actor(self._normalised(context["observation"]))
+        mean, log_std = self.actor(self._seen(context))
         return {"action": mean + log_std.exp() * noise.normal(mean.shape) if train else mean}
 
     def log_prob(self, rollout: Rollout) -> Tensor:
@@ -80,7 +80,7 @@ class GaussianPolicy(Policy):
 
     def kl(self, rollout: Rollout) -> Tensor:
         """`[B, T, 1]` closed-form KL(policy, reference), summed over A."""
-        observation = self._normalised(rollout.context["observation"])
+        observation = self._seen(rollout.context)
         with self.referenced_actor() as actor:
             ref_mean, ref_log_std = actor(observation)
         mean, log_std = self.actor(observation)
@@ -93,7 +93,7 @@ class GaussianPolicy(Policy):
 
     def moments(self, rollout: Rollout) -> Tensor:
         """`[B, T, 1, 2A]` mean and log std of each decision."""
-        mean, log_std = self.actor(self._normalised(rollout.context["observation"]))
+        mean, log_std = self.actor(self._seen(rollout.context))
         return torch.cat([mean, log_std.expand_as(mean)], dim=-1).unsqueeze(2)
 
     def divergence(self, rollout: Rollout, old_moments: Tensor) -> Tensor:
@@ -105,14 +105,18 @@ class GaussianPolicy(Policy):
     def value(self, rollout: Rollout) -> Tensor:
         """`[B, T]` critic."""
         assert self.critic is not None, "built without 'value'"
-        answer: Tensor = self.critic(self._normalised(rollout.context["observation"]))
+        answer: Tensor = self.critic(self._seen(rollout.context))
         return answer.squeeze(-1)
 
     def log_partition(self, rollout: Rollout) -> Tensor:
         """`[B, T]` log Z of each state."""
         assert self.partition is not None, "built without 'partition'"
-        answer: Tensor = self.partition(self._normalised(rollout.context["observation"]))
+        answer: Tensor = self.partition(self._seen(rollout.context))
         return answer.squeeze(-1)
+
+    def prepared(self, rows: Rollout) -> Rollout:
+        """Observations normalised once."""
+        return with_seen(self.normaliser, rows)
 
     def end_iteration(self, rollout: Rollout) -> None:
         """Move the behaviour reference and take the rollout's observations into the statistics."""
@@ -120,11 +124,11 @@ class GaussianPolicy(Policy):
         if self.normaliser is not None:
             self.normaliser.update(rollout.context["observation"])
 
-    def _normalised(self, observation: Tensor) -> Tensor:
-        return observation.float() if self.normaliser is None else self.normaliser(observation)
+    def _seen(self, context: dict[str, Tensor]) -> Tensor:
+        return seen(self.normaliser, context).float()
 
     def _log_prob(self, actor: nn.Module, rollout: Rollout) -> Tensor:
-        mean, log_std = actor(self._normalised(rollout.context["observation"]))
+        mean, log_std = actor(self._seen(rollout.context))
         z = (rollout.action["action"].float() - mean) * (-log_std).exp()
         density = -0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)
         total: Tensor = density.sum(-1, keepdim=True)

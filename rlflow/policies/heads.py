@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from rlflow.distributed import all_sum
+from rlflow.rollout import Rollout
 
 CLIP = 10.0
+SEEN = "observation_seen"
+"""Leaf of a prepared context: the observation as the networks see it."""
 
 
 def mlp(
@@ -72,12 +75,17 @@ class RunningNorm(nn.Module):
     count: Tensor
     mean: Tensor
     square: Tensor
+    _std: Tensor
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(*shape, dtype=torch.float64))
         self.register_buffer("square", torch.zeros(*shape, dtype=torch.float64))
+        # Not saved: it follows from the others, and a sampler reads it at every environment step.
+        self.register_buffer("_std", torch.empty(*shape, dtype=torch.float64), persistent=False)
+        self._derive()
+        self.register_load_state_dict_post_hook(_derive_again)  # type: ignore[no-untyped-call]
 
     @property
     def variance(self) -> Tensor:
@@ -86,8 +94,7 @@ class RunningNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised and clipped to +-10, float32."""
-        std = (self.variance + 1e-8).sqrt()
-        return ((x.double() - self.mean) / std).clamp(-CLIP, CLIP).float()
+        return ((x.double() - self.mean) / self._std).clamp(-CLIP, CLIP).float()
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
@@ -103,3 +110,26 @@ class RunningNorm(nn.Module):
         self.square += square + delta.square() * self.count * count / total
         self.mean += delta * count / total
         self.count.copy_(total)
+        self._derive()
+
+    @torch.no_grad()
+    def _derive(self) -> None:
+        self._std.copy_((self.variance + 1e-8).sqrt())
+
+
+def _derive_again(module: RunningNorm, _: object) -> None:
+    module._derive()
+
+
+def seen(normaliser: RunningNorm | None, context: dict[str, Tensor]) -> Tensor:
+    """The observation of a context, normalised here unless `with_seen` has done it."""
+    if SEEN in context:
+        return context[SEEN]
+    return context["observation"] if normaliser is None else normaliser(context["observation"])
+
+
+def with_seen(normaliser: RunningNorm | None, rows: Rollout) -> Rollout:
+    """Rows whose observations are normalised already; statistics do not change within an iteration."""
+    if normaliser is None:
+        return rows
+    return rows.replace(context={**rows.context, SEEN: normaliser(rows.context["observation"])})

@@ -111,3 +111,17 @@ def test_the_divergence_from_the_old_moments_by_hand():
     assert found.shape == (1, 1, 1)
     assert found.item() == pytest.approx(0.683940, abs=EXACT)
     assert policy.divergence(rollout, policy.moments(rollout)).item() == 0.0
+
+
+def test_prepared_rows_have_the_same_likelihoods_to_the_bit_and_are_normalised_once():
+    normaliser = RunningNorm((1,))
+    normaliser.update(torch.tensor([[0.0], [4.0]]))
+    policy = fixed_policy(("log_prob", "value"), normaliser=normaliser, critic=nn.Linear(1, 1))
+    rows = rollout_at(3.0, [0.5, -1.0])
+    prepared = policy.prepared(rows)
+    normaliser.forward = lambda x: pytest.fail("normalised again")
+    found = policy.log_prob(prepared), policy.value(prepared)
+    del normaliser.forward
+    assert torch.equal(found[0], policy.log_prob(rows))
+    assert torch.equal(found[1], policy.value(rows))
+    assert torch.equal(prepared.context["observation"], rows.context["observation"])

@@ -56,3 +56,12 @@ def test_running_norm_is_saved_with_the_weights():
     other.load_state_dict(norm.state_dict())
     x = torch.randn(4, 2, generator=generator(1))
     assert torch.equal(norm(x), other(x))
+
+
+def test_running_norm_follows_what_is_loaded_and_saves_nothing_that_follows_from_the_rest():
+    norm, other = RunningNorm((1,)), RunningNorm((1,))
+    norm.update(torch.tensor([[2.0], [4.0]]))
+    assert set(norm.state_dict()) == {"count", "mean", "square"}
+    other.load_state_dict(norm.state_dict())
+    # Mean 3, std 1: 5 -> 2
+    assert torch.allclose(other(torch.tensor([[5.0]])), torch.tensor([[2.0]]), atol=EXACT)
