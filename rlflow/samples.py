@@ -6,10 +6,10 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
-from rlflow.answers import spread, write_table
+from rlflow.answers import TABLE, spread, write_table
 from rlflow.settings import TrainerConfig
 from rlflow.task import Evaluation
-from rlflow.tracker import SAMPLES_FOLDER, Log
+from rlflow.tracker import SAMPLES_FOLDER, Artifacts, Log
 
 PER_ITEM = "per_item.csv"
 DEFAULT_TRAINER = TrainerConfig()
@@ -41,10 +41,11 @@ def keep_samples(
         log.answers(write_table(folder, kept, samples), spread(kept, trainer.answer_traces), samples)
 
 
-def log_samples(files: Iterable[Path], log: Log, samples: int) -> None:
+def log_samples(files: Iterable[Path], log: Artifacts, samples: int) -> None:
     """Hand the files of an evaluation after `samples` to the log, where every evaluation of a run has them."""
+    places = {PER_ITEM: "eval", TABLE: ""}
     for path in files:
-        log.artifact(path, "eval" if path.name == PER_ITEM else f"{SAMPLES_FOLDER}/{_step(samples)}")
+        log.artifact(path, places.get(path.name, f"{SAMPLES_FOLDER}/{_step(samples)}"))
 
 
 def _step(samples: int) -> str:

@@ -30,7 +30,14 @@ Outcome = Literal["finished", "diverged", "interrupted", "failed"]
 OUTCOMES: tuple[Outcome, ...] = ("finished", "diverged", "interrupted", "failed")
 
 
-class Log(Protocol):
+class Artifacts(Protocol):
+    """Where files go."""
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Keep a copy of the file `path` under `folder` of the run."""
+
+
+class Log(Artifacts, Protocol):
     """The part of a tracker that the loop uses."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -39,9 +46,6 @@ class Log(Protocol):
         Raises:
             ValueError: A name outside `METRIC_STAGES`, or a name logged again at the same or an earlier step.
         """
-
-    def artifact(self, path: Path, folder: str = "") -> None:
-        """Keep a copy of the file `path` under `folder` of the run."""
 
     def answers(self, table: Path, traced: Sequence[Answer], step: int) -> None:
         """Keep the table of all steps in place of the earlier one, and `traced` of `step` as traces."""

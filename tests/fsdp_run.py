@@ -17,8 +17,9 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from rlflow import distributed
-from rlflow.checkpoint import CHECKPOINT, read_checkpoint
+from rlflow.checkpoint import read_checkpoint
 from rlflow.config import resolve
+from rlflow.launch import CHECKPOINT
 from rlflow.run import build_trainer
 from rlflow.trainer import Loop
 from tests.fakes import Recorder

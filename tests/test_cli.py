@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ from typer.testing import CliRunner
 from rlflow.cell import CellIdentity
 from rlflow.cli import app, is_expected
 from rlflow.commands.checkpoint import RECORD
+from rlflow.policy import Policy
+from rlflow.random import Noise
 from rlflow.store import Store, ensure_experiment, open_store, search_runs
+from rlflow.task import Answer, Evaluation
 from rlflow.toy import ToyTask
 from rlflow.tracking import start_seed
 from tests.toys import SUITE
@@ -274,6 +278,27 @@ def fill(store: Store, **finals: list[float]) -> None:
             for step in (0, 200, 300, 400):
                 tracker.log({"eval/score": final}, step)
             tracker.finish("finished")
+
+
+def test_answers_of_an_evaluation_are_a_table_of_its_run(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = ToyTask.evaluate
+
+    def in_words(task: ToyTask, policy: Policy, noise: Noise) -> Evaluation:
+        answers = [Answer(inputs={"prompt": i}, outputs={"completion": "arm"}, judged={}) for i in range(4)]
+        return replace(evaluate(task, policy, noise), answers=answers)
+
+    monkeypatch.setattr(ToyTask, "evaluate", in_words)
+    out = ["--out", str(tmp_path / "out"), "--track", "--results", str(store.lock_path.parent)]
+    for _ in range(2):
+        code, output = run("eval", "ppo", "toy", "trainer.answer_rows=2", *out)
+        assert code == 0, output
+    assert json.loads((tmp_path / "out" / "answers.json").read_text())["data"] == [[0, 0, "arm"], [0, 2, "arm"]]
+    experiment = ensure_experiment(store, "eval@1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.client.tracking_uri)
+    judged = [kept.info.run_id for kept in search_runs(store, experiment, {"kind": "evaluation"})]
+    assert store.client.load_table(experiment, "answers.json", run_ids=judged[:1])["prompt"].tolist() == [0, 2]
 
 
 def test_a_board_is_checked_against_a_released_one(store: Store, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlflow.checkpoint import CHECKPOINT, read_checkpoint
+from rlflow.checkpoint import read_checkpoint
 from rlflow.config import ConfigError, resolve
+from rlflow.launch import CHECKPOINT
 from rlflow.run import BuildError, build
 from tests.fsdp_run import MIDDLE, new_loop, trained
 from tests.tiny_models import save_tiny

@@ -35,6 +35,7 @@ def evaluate(
     results: Results = DEFAULT_RESULTS,
 ) -> None:
     """Evaluate CHECKPOINT, also under changed settings such as another sampler, and leave the evaluation's files."""
+    from rlflow.answers import spread, write_table
     from rlflow.samples import write_samples
 
     target = [str(checkpoint), *(overrides or [])]
@@ -58,6 +59,8 @@ def evaluate(
     store = _store(tracking_uri, results) if track or tracking_uri is not None else None
     result, _ = _judged(config, state)
     files = write_samples(result, folder)
+    if kept := spread(result.answers, config.trainer.answer_rows):
+        files.append(write_table(folder, kept, record["samples"]))
     record["metrics"] = result.metrics
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     typer.echo(f"{config.algorithm_name} on {config.task_name} after {record['samples']:,} samples, files in {folder}")
