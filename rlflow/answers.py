@@ -39,6 +39,11 @@ def write_table(folder: Path, answers: Sequence[Answer], step: int) -> Path:
     return unfinished.replace(path)
 
 
+def table_tags(table: Path) -> dict[str, str]:
+    """The mark by which MLflow shows and loads a table of a run, as `mlflow.log_table` sets it."""
+    return {"mlflow.loggedArtifacts": json.dumps([{"path": table.name, "type": "table"}])}
+
+
 def as_traces(run_id: str, answers: Sequence[Answer], step: int, time_ms: int) -> list[dict[str, Any]]:
     """Plain values of a trace per answer; ids are those of run, step and place, so that a repetition replaces."""
     return [

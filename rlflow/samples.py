@@ -6,10 +6,10 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
-from rlflow.answers import TABLE, spread, write_table
+from rlflow.answers import spread, write_table
 from rlflow.settings import TrainerConfig
 from rlflow.task import Evaluation
-from rlflow.tracker import SAMPLES_FOLDER, Artifacts, Log
+from rlflow.tracker import SAMPLES_FOLDER, Log
 
 PER_ITEM = "per_item.csv"
 DEFAULT_TRAINER = TrainerConfig()
@@ -36,16 +36,20 @@ def keep_samples(
 ) -> None:
     """Write what an evaluation after `samples` leaves under the run's `folder`, and hand it to the log."""
     log_samples(write_samples(result, folder / SAMPLES_FOLDER / _step(samples)), log, samples)
+    keep_answers(result, folder, log, samples, trainer)
+
+
+def log_samples(files: Iterable[Path], log: Log, samples: int) -> None:
+    """Hand the files of an evaluation after `samples` to the log, where every evaluation of a run has them."""
+    for path in files:
+        log.artifact(path, "eval" if path.name == PER_ITEM else f"{SAMPLES_FOLDER}/{_step(samples)}")
+
+
+def keep_answers(result: Evaluation, folder: Path, log: Log, samples: int, trainer: TrainerConfig) -> None:
+    """Add the answers of an evaluation after `samples` to the table in `folder`, and hand it to the log."""
     kept = spread(result.answers, trainer.answer_rows)
     if kept:
         log.answers(write_table(folder, kept, samples), spread(kept, trainer.answer_traces), samples)
-
-
-def log_samples(files: Iterable[Path], log: Artifacts, samples: int) -> None:
-    """Hand the files of an evaluation after `samples` to the log, where every evaluation of a run has them."""
-    places = {PER_ITEM: "eval", TABLE: ""}
-    for path in files:
-        log.artifact(path, places.get(path.name, f"{SAMPLES_FOLDER}/{_step(samples)}"))
 
 
 def _step(samples: int) -> str:

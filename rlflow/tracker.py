@@ -30,14 +30,7 @@ Outcome = Literal["finished", "diverged", "interrupted", "failed"]
 OUTCOMES: tuple[Outcome, ...] = ("finished", "diverged", "interrupted", "failed")
 
 
-class Artifacts(Protocol):
-    """Where files go."""
-
-    def artifact(self, path: Path, folder: str = "") -> None:
-        """Keep a copy of the file `path` under `folder` of the run."""
-
-
-class Log(Artifacts, Protocol):
+class Log(Protocol):
     """The part of a tracker that the loop uses."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -46,6 +39,9 @@ class Log(Artifacts, Protocol):
         Raises:
             ValueError: A name outside `METRIC_STAGES`, or a name logged again at the same or an earlier step.
         """
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Keep a copy of the file `path` under `folder` of the run."""
 
     def answers(self, table: Path, traced: Sequence[Answer], step: int) -> None:
         """Keep the table of all steps in place of the earlier one, and `traced` of `step` as traces."""

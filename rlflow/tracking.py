@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlflow import provenance
-from rlflow.answers import as_traces
+from rlflow.answers import as_traces, table_tags
 from rlflow.cell import CellIdentity, SuitePlan
 from rlflow.journal import Journal, Write, batches
 from rlflow.stats import final_score, normalised_score
@@ -45,8 +45,6 @@ STALE_AFTER_S = 120.0
 FLUSH_AFTER_S = 10.0
 FLUSH_AT_METRICS = 1000
 PATIENCE_S = 60.0
-# As `mlflow.log_table` sets it.
-TABLES_TAG = "mlflow.loggedArtifacts"
 TERMINAL_STATUS = {"finished": "FINISHED", "diverged": "FAILED", "interrupted": "KILLED", "failed": "FAILED"}
 
 _log = logging.getLogger(__name__)
@@ -171,8 +169,7 @@ class SeedTracker:
 
     def answers(self, table: Path, traced: Sequence[Answer], step: int) -> None:
         """Upload the table, which must stay where it is, with the mark by which MLflow shows and loads tables."""
-        mark = json.dumps([{"path": table.name, "type": "table"}])
-        self._journal.send(Write(file=str(table.resolve()), tags={TABLES_TAG: mark}))
+        self._journal.send(Write(file=str(table.resolve()), tags=table_tags(table)))
         if traced:
             self._journal.send(Write(traces=as_traces(self.run_id, traced, step, int(time.time() * 1000))))
 

@@ -5,14 +5,18 @@ Part of `rlflow.tracking`, the only writer of MLflow.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rlflow import provenance
+from rlflow.answers import as_traces, table_tags
 from rlflow.identity import cell_identity
 from rlflow.settings import Config
-from rlflow.store import Store, create_run, ensure_experiment, log_config, log_metrics
+from rlflow.store import Store, create_run, ensure_experiment, log_config, log_metrics, set_tags
+from rlflow.task import Answer
+from rlflow.traces import send_traces
 from rlflow.tracker import StepGuard
 
 EXPERIMENT = "eval@1"
@@ -38,6 +42,13 @@ class EvaluationRun:
     def artifact(self, path: Path, folder: str = "") -> None:
         """Upload a file."""
         self._store.client.log_artifact(self.run_id, str(path), folder or None)
+
+    def answers(self, table: Path, traced: Sequence[Answer], step: int) -> None:
+        """Upload the table, and send `traced` as traces."""
+        self.artifact(table)
+        set_tags(self._store, self.run_id, table_tags(table))
+        if traced:
+            send_traces(self._store, self.run_id, as_traces(self.run_id, traced, step, int(time.time() * 1000)))
 
 
 @contextmanager

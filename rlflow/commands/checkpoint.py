@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from rlflow.config import Config
     from rlflow.store import Store
     from rlflow.task import Evaluation
+    from rlflow.tracker import Log
     from rlflow.trainer import Loop
 
 SUFFIX = ".ckpt"
@@ -35,8 +38,7 @@ def evaluate(
     results: Results = DEFAULT_RESULTS,
 ) -> None:
     """Evaluate CHECKPOINT, also under changed settings such as another sampler, and leave the evaluation's files."""
-    from rlflow.answers import spread, write_table
-    from rlflow.samples import write_samples
+    from rlflow.samples import keep_answers, log_samples, write_samples
 
     target = [str(checkpoint), *(overrides or [])]
     config, state = _opened(target)
@@ -58,16 +60,18 @@ def evaluate(
     folder = _writable(out or _of_settings(place, given))
     store = _store(tracking_uri, results) if track or tracking_uri is not None else None
     result, _ = _judged(config, state)
-    files = write_samples(result, folder)
-    if kept := spread(result.answers, config.trainer.answer_rows):
-        files.append(write_table(folder, kept, record["samples"]))
+    files = [*write_samples(result, folder), folder / RECORD]
     record["metrics"] = result.metrics
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     typer.echo(f"{config.algorithm_name} on {config.task_name} after {record['samples']:,} samples, files in {folder}")
     for name, value in result.metrics.items():
         typer.echo(f"  {name:<32} {value:.6g}")
-    if store is not None:
-        typer.echo(f"MLflow run {_tracked(store, config, [*files, folder / RECORD], record)}")
+    with _log(store, config, record) as (log, run_id):
+        log.log({f"eval/{name}": value for name, value in result.metrics.items()}, record["samples"])
+        log_samples(files, log, record["samples"])
+        keep_answers(result, folder, log, record["samples"], config.trainer)
+    if run_id:
+        typer.echo(f"MLflow run {run_id}")
 
 
 def sample(
@@ -132,20 +136,22 @@ def _judged(config: Config, checkpoint: dict[str, Any] | None) -> tuple[Evaluati
         config.task.close()
 
 
-def _tracked(store: Store, config: Config, files: list[Path], record: dict[str, Any]) -> str:
-    """Log an evaluation as training logs its own, in a run of its own; returns its id."""
-    from rlflow.samples import log_samples
+@contextmanager
+def _log(store: Store | None, config: Config, record: dict[str, Any]) -> Iterator[tuple[Log, str]]:
+    """Where an evaluation is logged as training logs its own, and the id of its run; nowhere without a store."""
+    from rlflow.tracker import MemoryTracker
     from rlflow.tracking_evaluations import tracked_evaluation
 
+    if store is None:
+        yield MemoryTracker(), ""
+        return
     tags = {
         "rlflow.checkpoint_sha256": record["checkpoint_sha256"],
         "rlflow.samples": str(record["samples"]),
         "rlflow.overrides": " ".join(record["overrides"]),
     }
     with tracked_evaluation(store, config, tags) as run:
-        run.log({f"eval/{name}": value for name, value in record["metrics"].items()}, record["samples"])
-        log_samples(files, run, record["samples"])
-    return run.run_id
+        yield run, run.run_id
 
 
 def _store(tracking_uri: str | None, results: Path) -> Store:
