@@ -6,7 +6,7 @@ A checkpoint is that of one process: it goes on under any strategy and any numbe
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -62,6 +62,7 @@ def shard(policy: Policy, mesh: DeviceMesh) -> None:
     _sample_gathered(policy)
     for name in FORWARDS:
         if hasattr(policy, name):
+            setattr(policy, name, _without_views(getattr(policy, name)))
             register_fsdp_forward_method(policy, name)
 
 
@@ -95,6 +96,17 @@ def _like(value: Any, parameter: Tensor) -> Any:
     if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     return value
+
+
+def _without_views(method: Callable[..., Any]) -> Callable[..., Any]:
+    """FSDP gathers weights for the backward pass by a hook on what is returned; in place, a view would lose it."""
+
+    @functools.wraps(method)
+    def copied(*arguments: Any, **named: Any) -> Any:
+        answer = method(*arguments, **named)
+        return answer.clone() if isinstance(answer, Tensor) and answer._is_view() else answer
+
+    return copied
 
 
 def _sample_gathered(policy: Any) -> None:
