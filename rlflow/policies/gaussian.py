@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from rlflow.policies.heads import RunningNorm, seen, with_seen
 from rlflow.policy import Policy
@@ -129,10 +130,35 @@ class GaussianPolicy(Policy):
 
     def _log_prob(self, actor: nn.Module, rollout: Rollout) -> Tensor:
         mean, log_std = actor(self._seen(rollout.context))
-        z = (rollout.action["action"].float() - mean) * (-log_std).exp()
-        density = -0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)
-        total: Tensor = density.sum(-1, keepdim=True)
+        total: Tensor = LogDensity.apply(rollout.action["action"].float(), mean, log_std)  # type: ignore[no-untyped-call]
         return total
+
+
+class LogDensity(torch.autograd.Function):
+    r"""$\sum_A \log N(a; \mu, \sigma)$ as one node of the graph: nine small ones take longer than a layer of 64.
+
+    With $z = (a - \mu) / \sigma$: $\partial_\mu = z / \sigma$, $\partial_{\log\sigma} = z^2 - 1$, in the order in which
+    autograd would round them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+        """`action` and `mean [..., A]`, `log_std [A]` to `[..., 1]`; there is no gradient for the action."""
+        inverse = (-log_std).exp()
+        difference = action - mean
+        z = difference * inverse
+        ctx.save_for_backward(difference, z, inverse)
+        density = z.square().mul_(-0.5).sub_(log_std).sub_(0.5 * math.log(2 * math.pi))
+        return density.sum(-1, keepdim=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
+        """Gradients of mean and log std."""
+        difference, z, inverse = ctx.saved_tensors
+        pull = gradient * z  # [..., A]
+        scaled = (pull * difference).sum_to_size(inverse.shape) * inverse
+        return None, pull * inverse, scaled + gradient.expand_as(z).neg().sum_to_size(inverse.shape)
 
 
 def normal_kl(mean: Tensor, log_std: Tensor, other_mean: Tensor, other_log_std: Tensor) -> Tensor:

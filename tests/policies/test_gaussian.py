@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlflow.policies.gaussian import DiagonalGaussian, GaussianPolicy
+from rlflow.policies.gaussian import DiagonalGaussian, GaussianPolicy, LogDensity
 from rlflow.policies.heads import RunningNorm, mlp
 from rlflow.policy import MissingCapabilityError
 from rlflow.random import Noise, generator
@@ -125,3 +125,26 @@ def test_prepared_rows_have_the_same_likelihoods_to_the_bit_and_are_normalised_o
     assert torch.equal(found[0], policy.log_prob(rows))
     assert torch.equal(found[1], policy.value(rows))
     assert torch.equal(prepared.context["observation"], rows.context["observation"])
+
+
+def test_the_gradient_of_the_density_by_hand_and_to_the_bit_of_autograd():
+    policy, rollout = fixed_policy(), rollout_at(1.0, [3.0, -1.5])
+    policy.log_prob(rollout).sum().backward()
+    # z = (3-2)/1 = 1 and (-1.5+1)/e^.5 = -.303265.
+    # d/dmean = z/std = 1 and -.183940, d/dlog_std = z^2 - 1 = 0 and -.908030
+    assert policy.actor.mean.weight.grad[:, 0].tolist() == pytest.approx([1.0, -0.183940], abs=EXACT)
+    assert policy.actor.log_std.grad.tolist() == pytest.approx([0.0, -0.908030], abs=EXACT)
+    shape = (64, 2, 3)
+    action, mean, weight = (torch.randn(shape, generator=generator(k)) for k in range(3))
+    gradients = []
+    for density in (LogDensity.apply, term_by_term):
+        leaves = [mean.clone().requires_grad_(), torch.tensor([0.3, -1.0, 0.0]).requires_grad_()]
+        density(action, *leaves).mul(weight[..., :1]).sum().backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+
+
+def term_by_term(action, mean, log_std):
+    z = (action - mean) * (-log_std).exp()
+    return (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1, keepdim=True)
