@@ -43,19 +43,11 @@ def evaluate(
     target = [str(checkpoint), *(overrides or [])]
     config, state = _opened(target)
     given = [word for word in target if "=" in word]
-    record: dict[str, Any] = {
-        "algorithm": config.algorithm_name,
-        "task": config.task_name,
-        "task_revision": config.task.revision,
-        "samples": 0,
-        "checkpoint_sha256": "",
-        "overrides": given,
-    }
-    place = results / EVALUATIONS / f"{config.algorithm_name}-{config.task_name.replace('/', '-')}-untrained"
-    if state is not None:
-        file = _file(checkpoint)
-        record["samples"] = state["rlflow"]["samples"]
-        record["checkpoint_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    file = None if state is None else _file(checkpoint)
+    record = _record(config, file, 0 if state is None else state["rlflow"]["samples"], given)
+    if file is None:
+        place = results / EVALUATIONS / f"{config.algorithm_name}-{config.task_name.replace('/', '-')}-untrained"
+    else:
         place = file.parent / EVALUATIONS / f"{record['samples']:09d}"
     folder = _writable(out or _of_settings(place, given))
     store = _store(tracking_uri, results) if track or tracking_uri is not None else None
@@ -134,6 +126,18 @@ def _judged(config: Config, checkpoint: dict[str, Any] | None) -> tuple[Evaluati
             return loop.task.evaluate(loop.policy, loop.noise("eval")), loop
     finally:
         config.task.close()
+
+
+def _record(config: Config, checkpoint: Path | None, samples: int, overrides: list[str]) -> dict[str, Any]:
+    """What an evaluation judged; its metrics come later."""
+    return {
+        "algorithm": config.algorithm_name,
+        "task": config.task_name,
+        "task_revision": config.task.revision,
+        "samples": samples,
+        "checkpoint_sha256": "" if checkpoint is None else hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "overrides": overrides,
+    }
 
 
 @contextmanager
