@@ -6,9 +6,11 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rlflow.task import Answer
+if TYPE_CHECKING:
+    from rlflow.task import Answer
+
 
 TABLE = "answers.json"
 # Of one text; a table holds every evaluation and is sent whole each time.

@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlflow.launch import Progress
-from rlflow.task import Answer
 from rlflow.tracker import SCORE_METRIC, Tracker
+
+if TYPE_CHECKING:
+    from rlflow.task import Answer
 
 REPORT_AFTER_S = 0.5
 

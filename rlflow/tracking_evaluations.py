@@ -9,15 +9,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlflow import provenance
 from rlflow.answers import as_traces, table_tags
 from rlflow.identity import cell_identity
 from rlflow.settings import Config
 from rlflow.store import Store, create_run, ensure_experiment, log_config, log_metrics, set_tags
-from rlflow.task import Answer
 from rlflow.traces import send_traces
 from rlflow.tracker import StepGuard
+
+if TYPE_CHECKING:
+    from rlflow.task import Answer
 
 EXPERIMENT = "eval@1"
 
