@@ -152,3 +152,12 @@ def weights(loop: Loop) -> dict[str, Tensor]:
 def load(folder: Path) -> dict[str, Any]:
     """The checkpoint of a run's folder."""
     return torch.load(folder / CHECKPOINT, weights_only=True)
+
+
+def assert_same_weights(found: dict[str, Any], expected: dict[str, Any], *, atol: float) -> None:
+    """Two checkpoints hold the same weights and averages, value by value within `atol`."""
+    assert found["state_dict"].keys() == expected["state_dict"].keys()
+    for name, value in expected["state_dict"].items():
+        assert torch.allclose(found["state_dict"][name], value, atol=atol, rtol=0), name
+    for ours, theirs in zip(found["rlflow"]["averaged"], expected["rlflow"]["averaged"], strict=True):
+        assert torch.allclose(ours, theirs, atol=atol, rtol=0)

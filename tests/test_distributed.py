@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlflow.distributed import all_max, all_sum, masked_moments, rank, world_size
-from tests.fakes import fit, load, toy_loop, weights
+from tests.fakes import assert_same_weights, fit, load, toy_loop, weights
 
 EXACT = 1e-6
 RANKS = 1e-5
@@ -76,11 +76,7 @@ def test_two_processes_train_as_one_on_the_same_global_batch(number, two_ranks, 
     before = weights(alone)
     fit(alone)
     one, (two, logged) = load(tmp_path), two_ranks[number]
-    assert one["state_dict"].keys() == two["state_dict"].keys()
-    for name, value in one["state_dict"].items():
-        assert torch.allclose(two["state_dict"][name], value, atol=RANKS, rtol=0), name
-    for found, expected in zip(two["rlflow"]["averaged"], one["rlflow"]["averaged"], strict=True):
-        assert torch.allclose(found, expected, atol=RANKS, rtol=0)
+    assert_same_weights(two, one, atol=RANKS)
     # The weights moved a hundred times further than the tolerance.
     assert max(float((v - before[k]).abs().max()) for k, v in one["state_dict"].items()) > 100 * RANKS
     assert two["rlflow"]["samples"] == one["rlflow"]["samples"] == 24

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from tests.fakes import fit, load, task_loop, weights
+from tests.fakes import assert_same_weights, fit, load, task_loop, weights
 from tests.tasks.image.tiny_task import save_folder, settings_of
 
 RANKS = 1e-5
@@ -56,11 +55,7 @@ def test_two_processes_train_a_pipeline_as_one_does(
     before = weights(alone)
     fit(alone)
     one, (two, logged) = load(tmp_path), two_ranks[number]
-    assert one["state_dict"].keys() == two["state_dict"].keys()
-    for name, value in one["state_dict"].items():
-        assert torch.allclose(two["state_dict"][name], value, atol=RANKS, rtol=0), name
-    for found, expected in zip(two["rlflow"]["averaged"], one["rlflow"]["averaged"], strict=True):
-        assert torch.allclose(found, expected, atol=RANKS, rtol=0)
+    assert_same_weights(two, one, atol=RANKS)
     # What was compared: a LoRA that moved a hundred times further than the tolerance.
     moved = {name: float((value - before[name]).abs().max()) for name, value in one["state_dict"].items()}
     assert max(value for name, value in moved.items() if "lora_B" in name) > 100 * RANKS
