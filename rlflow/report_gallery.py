@@ -12,6 +12,7 @@ from rlflow.leaderboard_samples import Gallery, Sample
 
 IMAGES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".webp": "image/webp"}
 VIDEOS = {".mp4": "video/mp4", ".webm": "video/webm"}
+LOOKED_AT = {*IMAGES, *VIDEOS, ".csv"}  # the other files, settings and notes, are folded up
 MAX_ROWS = 12
 MAX_CHARACTERS = 300
 MAX_TEXT = 4000
@@ -21,8 +22,15 @@ def gallery_html(gallery: Gallery) -> str:
     """The section; a list names what was left out."""
     parts = ["<h2>Samples</h2>", '<p class="sub">Of the newest evaluation of the first seed of every cell.</p>']
     for column in dict.fromkeys(sample.column for sample in gallery.samples):
-        figures = "".join(_figure(sample) for sample in gallery.samples if sample.column == column)
-        parts.append(f'<h3>{escape(column)}</h3><div class="figures">{figures}</div>')
+        samples = [sample for sample in gallery.samples if sample.column == column]
+        seen = "".join(_figure(sample) for sample in samples if _suffix(sample) in LOOKED_AT)
+        parts.append(f'<h3>{escape(column)}</h3><div class="figures">{seen}</div>')
+        texts = [sample for sample in samples if _suffix(sample) not in LOOKED_AT]
+        if texts:
+            names = escape(", ".join(dict.fromkeys(sample.name for sample in texts)))
+            folded = "".join(_figure(sample) for sample in texts)
+            summary = f'<summary class="sub">{names}</summary>'
+            parts.append(f'<details>{summary}<div class="figures">{folded}</div></details>')
     if gallery.left_out:
         lines = "".join(f"<li>{escape(line)}</li>" for line in gallery.left_out)
         parts.append(f'<p class="sub">Not shown:</p><ul class="notes sub">{lines}</ul>')
@@ -30,7 +38,7 @@ def gallery_html(gallery: Gallery) -> str:
 
 
 def _figure(sample: Sample) -> str:
-    suffix = Path(sample.name).suffix.lower()
+    suffix = _suffix(sample)
     name = escape(f"{sample.name} of {sample.algorithm} on {sample.column}", quote=True)
     larger = '<button class="enlarge" type="button" aria-pressed="false">enlarge</button>'
     if suffix in IMAGES:
@@ -45,6 +53,10 @@ def _figure(sample: Sample) -> str:
     caption = f"<h4>{escape(sample.algorithm)}</h4>{larger}"
     about = f'<div class="sub">{escape(sample.about)}, {escape(sample.name)}</div>'
     return f'<figure class="sample"><figcaption>{caption}</figcaption>{about}{body}</figure>'
+
+
+def _suffix(sample: Sample) -> str:
+    return Path(sample.name).suffix.lower()
 
 
 def _inline(sample: Sample, kind: str) -> str:

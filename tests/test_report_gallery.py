@@ -46,6 +46,16 @@ def test_rows_of_a_table_are_spread_and_cut() -> None:
     assert "0 of 0 rows" in html(sample("completions.csv", b"prompt\n"))
 
 
+def test_settings_are_folded_up_after_what_is_looked_at() -> None:
+    text = html(sample("generation.json", b'{"steps": 20}'), sample("images.png", b"picture"))
+    shown, folded = text.split("<details>")
+    assert "images.png" in shown
+    assert "generation.json" not in shown
+    assert folded.startswith('<summary class="sub">generation.json</summary>')
+    assert "&quot;steps&quot;: 20" in folded
+    assert "<details>" not in html(sample("images.png", b"picture"))
+
+
 def test_texts_and_names_are_escaped() -> None:
     text = html(
         sample("a.csv", b"prompt\n<script>alert(1)</script>\n"),
