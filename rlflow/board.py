@@ -25,6 +25,7 @@ class SeedResult:
         normalised: Final score between the anchors; 0 for a diverged seed.
         guards: Untrained and last value of each metric that guards the score.
         wall_s: Seconds of the run.
+        costs: What the run has spent in all, by the names of `cost/*`; only what was recorded.
         on_gpu: Whether the seconds were spent on a GPU.
         hardware: Of the machine that the run ended on.
         run_id: MLflow run.
@@ -40,6 +41,7 @@ class SeedResult:
     normalised: float | None = None
     guards: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     wall_s: float = 0.0
+    costs: Mapping[str, float] = field(default_factory=dict)
     on_gpu: bool = False
     hardware: str = ""
     run_id: str = ""
@@ -93,7 +95,8 @@ class Cell:
 class Entrant:
     """One algorithm over all columns; without rank, tier and M where a column or a seed is missing.
 
-    `rank_shares` are the probabilities of the ranks 1, 2, ... by bootstrap; empty where there is no interval.
+    `rank_shares` are the probabilities of the ranks 1, 2, ... by bootstrap; empty where there is no interval.  The
+    limits of the interquartile mean and of the optimality gap are expanded as those of M are.
     """
 
     algorithm: str
@@ -102,7 +105,9 @@ class Entrant:
     headline: float | None = None
     interval: Interval | None = None
     interquartile_mean: float | None = None
+    interquartile_interval: Interval | None = None
     optimality_gap: float | None = None
+    gap_interval: Interval | None = None
     rank: int | None = None
     tier: int | None = None
     mean_rank: float | None = None

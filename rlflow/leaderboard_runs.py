@@ -13,7 +13,8 @@ from typing import Any
 from rlflow.store import Store
 
 PAGE = 1000
-METRICS = ("cost/wall_s", "cost/gpu_s")
+COSTS = ("wall_s", "gpu_s", "tokens", "env_steps", "policy_forwards", "optimizer_steps", "peak_gb")
+METRICS = tuple(f"cost/{name}" for name in COSTS)
 
 
 @dataclass(frozen=True, kw_only=True)

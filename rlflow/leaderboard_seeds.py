@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rlflow.board import Cell, SeedResult
 from rlflow.curves import Curve, curves
-from rlflow.leaderboard_runs import RecordedRun
+from rlflow.leaderboard_runs import COSTS, RecordedRun
 from rlflow.stats import final_score, normalised_score
 from rlflow.store import Store
 from rlflow.tracker import SCORE_METRIC
@@ -68,6 +68,7 @@ def seed_result(cell: Cell, seed: int, run: RecordedRun, recorded: Recorded, war
         normalised=normalised,
         guards=_guards(run, recorded) if state == "finished" else {},
         wall_s=run.metrics.get(COST_METRIC, 0.0),
+        costs={name: run.metrics[f"cost/{name}"] for name in COSTS if f"cost/{name}" in run.metrics},
         on_gpu=run.metrics.get("cost/gpu_s", 0.0) > 0,
         hardware=run.tags.get("rlflow.hardware", ""),
         run_id=run_id,

@@ -114,15 +114,25 @@ def _arrange(cells: Sequence[Cell], plan: SuitePlan | None) -> _Draft:
 def _score(name: str, row: dict[str, Cell], digest: str) -> Entrant:
     scores = {column: cell.normalised for column, cell in row.items()}
     enough = min(len(column) for column in scores.values()) >= MIN_SEEDS_FOR_INTERVAL
+    whole, middle, gap = _limits(scores, stream(digest, "headline", name)) if enough else (None, None, None)
     return Entrant(
         algorithm=name,
         cells=row,
         complete=True,
         headline=float(stats.headline(scores)),
-        interval=stats.interval(scores, stats.headline, stream(digest, "headline", name)) if enough else None,
+        interval=whole,
         interquartile_mean=float(stats.interquartile_mean(scores)),
+        interquartile_interval=middle,
         optimality_gap=float(stats.optimality_gap(scores)),
+        gap_interval=gap,
     )
+
+
+def _limits(scores: stats.Scores, generator: np.random.Generator) -> list[stats.Interval]:
+    """Intervals of M, interquartile mean and optimality gap from the same replicates."""
+    tail, replicates = stats.expanded_tail(scores), stats.bootstrap(scores, generator)
+    measures = (stats.headline, stats.interquartile_mean, stats.optimality_gap)
+    return [stats.interval_from_replicates(float(of(scores)), of(replicates), tail) for of in measures]
 
 
 def _compare(entrants: dict[str, Entrant], digest: str) -> tuple[Pair, ...]:

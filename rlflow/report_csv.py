@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from rlflow import stats
 from rlflow.board import Board
 from rlflow.equal_cost import EqualCost
+from rlflow.leaderboard_runs import COSTS
+from rlflow.shapes import shape_of
 
 ENTRANT_FIELDS = ("rank", "tier", "algorithm", "M", "M_low", "M_high", "M_plain_low", "M_plain_high", "iqm")
-RANK_FIELDS = ("optimality_gap", "mean_rank", "p_first")
+RANK_FIELDS = ("optimality_gap", "mean_rank", "p_first", "iqm_low", "iqm_high", "gap_low", "gap_high")
 CELL_FIELDS = ("column", "policy", "task_version", "division", "cell_id", "budget", "n", "N", "diverged")
 BOARD_NAMES = (*ENTRANT_FIELDS, *RANK_FIELDS, *CELL_FIELDS, "mean", "se", "normalised", "wall_s")
 IMPROVEMENT_FIELDS = ("improvement", "improvement_low", "improvement_high")
 PAIR_FIELDS = ("first", "second", "difference", *IMPROVEMENT_FIELDS, "p_value", "p_holm", "exact")
+SPENT = tuple(name for name in COSTS if name != "wall_s")
 COST_FIELDS = ("algorithm", "M", "M_low", "M_high", "column", "seconds", "device", "hardware")
 COST_NAMES = (*COST_FIELDS, "n", "mean", "se", "normalised", "reason")
 
@@ -28,6 +31,8 @@ def board_csv(board: Board) -> str:
         bounds = (limits.low, limits.high, limits.plain_low, limits.plain_high) if limits else ("",) * 4
         whole = [entrant.rank, entrant.tier, entrant.algorithm, entrant.headline, *bounds, entrant.interquartile_mean]
         whole += [entrant.optimality_gap, entrant.mean_rank, entrant.first_probability]
+        for found in (entrant.interquartile_interval, entrant.gap_interval):
+            whole += [found.low, found.high] if found else ["", ""]
         for column, cell in sorted(entrant.cells.items()):
             n = len(cell.raw)
             means = (cell.raw.mean() if n else "", stats.standard_error(cell.raw), cell.normalised.mean() if n else "")
@@ -48,22 +53,19 @@ def pairs_csv(board: Board) -> str:
 
 
 def seeds_csv(board: Board) -> str:
-    """One line per seed that was started: final score, shape of its curve, outcome, MLflow run."""
+    """One line per seed that was started: final score, shape of its curve, outcome, cost, MLflow run."""
     levels = [f"samples_to_{level:g}" for level in stats.MILESTONES]
     names = ["algorithm", "column", "policy", "seed", "outcome", "final", "normalised", "auc", *levels, "drop"]
     lines: list[list[object]] = []
     for entrant in board.entrants:
         for column, cell in sorted(entrant.cells.items()):
             for seed in cell.seeds:
-                shape: list[object] = [""] * (2 + len(levels))
-                if seed.outcome == "finished" and seed.final is not None:
-                    z = stats.normalised_score(seed.scores, cell.anchor_base, cell.anchor_reference)
-                    reached = [stats.samples_to_reach(seed.steps, z, level) for level in stats.MILESTONES]
-                    area = stats.area_under_curve(seed.steps, seed.scores)
-                    shape = [area, *reached, stats.drop(seed.scores, seed.final)]
+                found = shape_of(cell, seed)
+                shape = [found.area, *found.reached, found.drop] if found else [""] * (2 + len(levels))
                 line = [entrant.algorithm, column, cell.policy, seed.seed, seed.outcome, seed.final, seed.normalised]
-                lines.append([*line, *shape, seed.wall_s, seed.run_id, seed.detail])
-    return csv_text([*names, "wall_s", "run_id", "detail"], lines)
+                spent = [seed.costs.get(name) for name in SPENT]
+                lines.append([*line, *shape, seed.wall_s, *spent, seed.run_id, seed.detail])
+    return csv_text([*names, "wall_s", *SPENT, "run_id", "detail"], lines)
 
 
 def equal_cost_csv(cost: EqualCost) -> str:

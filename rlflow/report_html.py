@@ -12,6 +12,17 @@ from rlflow.figures import inline_svg, slug
 from rlflow.figures_style import style_of
 from rlflow.leaderboard_samples import Gallery
 from rlflow.report_gallery import gallery_html
+from rlflow.report_measures import (
+    LEARNING,
+    LEARNING_NAMES,
+    MEASURE_NAMES,
+    MEASURES,
+    SPENT,
+    SPENT_NAMES,
+    learning_rows,
+    measure_rows,
+    spent_rows,
+)
 from rlflow.report_page import SCRIPT, STYLE
 from rlflow.report_text import EQUAL_COST, GUARDS, METHOD
 from rlflow.report_values import (
@@ -64,10 +75,13 @@ def html_page(board: Board, figures: Mapping[str, str], gallery: Gallery | None 
         _headline(board, figures),
         _tasks(board, figures),
         _comparisons(figures),
+        _section("Measures", MEASURES, MEASURE_NAMES, measure_rows(board)),
         _equal_cost(equal_cost(board)),
         gallery_html(gallery) if gallery is not None else "",
-        _guards(board),
-        _pairs(board),
+        _section("Guards", GUARDS, GUARD_NAMES, guard_rows(board)),
+        _section("Pairs", "", PAIR_NAMES, pair_rows(board)),
+        _section("Learning", LEARNING, LEARNING_NAMES, learning_rows(board)),
+        _section("Cost of a run", SPENT, SPENT_NAMES, spent_rows(board)),
         f"<h2>Method</h2><p>{escape(METHOD)}</p>",
         f'<p class="sub">{escape("; ".join(board.provenance))}</p>',
         f"<script>{SCRIPT}</script></body></html>",
@@ -193,18 +207,12 @@ def _equal_cost(cost: EqualCost) -> str:
     return f'<h2>Equal cost</h2><p class="sub">{EQUAL_COST}</p>{table}{absent}'
 
 
-def _guards(board: Board) -> str:
-    rows = guard_rows(board)
+def _section(title: str, about: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A heading, what the numbers are, and a table; nothing without rows."""
     if not rows:
         return ""
-    table = f'<div class="scroll"><table>{_plain_rows(GUARD_NAMES, rows)}</table></div>'
-    return f'<h2>Guards</h2><p class="sub">{GUARDS}</p>{table}'
-
-
-def _pairs(board: Board) -> str:
-    if not board.pairs:
-        return ""
-    return f'<h2>Pairs</h2><div class="scroll"><table>{_plain_rows(PAIR_NAMES, pair_rows(board))}</table></div>'
+    words = f'<p class="sub">{about}</p>' if about else ""
+    return f'<h2>{title}</h2>{words}<div class="scroll"><table>{_plain_rows(names, rows)}</table></div>'
 
 
 def _plain_rows(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,6 +8,17 @@ from typing import TYPE_CHECKING
 from rlflow import stats
 from rlflow.board import Board, Cell
 from rlflow.equal_cost import EqualCost, equal_cost
+from rlflow.report_measures import (
+    LEARNING,
+    LEARNING_NAMES,
+    MEASURE_NAMES,
+    MEASURES,
+    SPENT,
+    SPENT_NAMES,
+    learning_rows,
+    measure_rows,
+    spent_rows,
+)
 from rlflow.report_values import (
     ABSENT,
     GUARD_NAMES,
@@ -96,10 +107,14 @@ def markdown(board: Board) -> str:
     budgets = [[column, budget_text(board, column)] for column in board.columns]
     parts = [f"# Leaderboard {board.suite}", markdown_table(names, rows), *_remarks(board)]
     parts += ["## Budgets", markdown_table(["task", "samples of a run"], budgets)]
-    if guards := guard_rows(board):
-        parts += ["## Guards", GUARDS, markdown_table(GUARD_NAMES, guards)]
-    if board.pairs:
-        parts += ["## Pairs", markdown_table(PAIR_NAMES, pair_rows(board))]
+    for title, about, heads, found in (
+        ("Measures", MEASURES, MEASURE_NAMES, measure_rows(board)),
+        ("Guards", GUARDS, GUARD_NAMES, guard_rows(board)),
+        ("Pairs", "", PAIR_NAMES, pair_rows(board)),
+        ("Learning", LEARNING, LEARNING_NAMES, learning_rows(board)),
+        ("Cost of a run", SPENT, SPENT_NAMES, spent_rows(board)),
+    ):
+        parts += [text for text in (f"## {title}", about, markdown_table(heads, found)) if text] if found else []
     parts += ["## Equal cost", EQUAL_COST, *_equal_cost(equal_cost(board)), "## Method", METHOD]
     return "\n\n".join(parts) + "\n"
 

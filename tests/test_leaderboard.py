@@ -68,6 +68,16 @@ def test_seconds_are_read_at_the_evaluations_or_not_at_all(store: Store, identit
     assert (second.seconds, second.on_gpu) == ((), False)
 
 
+def test_what_a_run_has_spent_is_its_last_value(store: Store, identity: Make) -> None:
+    tracker = start_seed(store, identity(), seed=0, config=CONFIG)
+    for step in (0, 100, 200, 300, 400):
+        spent = {"cost/wall_s": step / 10, "cost/tokens": step * 8.0, "cost/optimizer_steps": step / 50}
+        tracker.log({"eval/score": 1.0, **spent, "cost/rollout_s": 1.0}, step)
+    tracker.finish("finished")
+    (seed,) = read_board(store, "toy@1").entrants[0].cells["toy/walk"].seeds
+    assert seed.costs == {"wall_s": 40.0, "tokens": 3200.0, "optimizer_steps": 8.0}
+
+
 def test_one_cell_is_read_like_the_board(store: Store, identity: Make) -> None:
     run_seed(store, identity("ppo"), 0, [0, 3, 6, 6, 6])
     run_seed(store, identity("ppo"), 1, [0, 1, 7, 8, 9])

@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 # Decided by the clock or by MLflow.
-NOT_COMPARED = ("wall_s", "run_id", "seconds")
+NOT_COMPARED = ("wall_s", "gpu_s", "peak_gb", "run_id", "seconds")
 TIMED = ("cost", "seconds")
 MAX_ATTEMPTS = 200
 
