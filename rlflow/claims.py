@@ -29,6 +29,7 @@ from typing import Any, Literal, cast, get_args
 import yaml
 
 from rlflow.registry import did_you_mean
+from rlflow.yaml_text import read_yaml
 
 Kind = Literal["beats", "keeps", "matches", "cheaper"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -110,7 +111,11 @@ def load_claims(name: str) -> ClaimsFile:
         path = Path(name)
         if not path.is_file():
             raise ClaimsError(f"expected a claims file at {path}, found none")
-        return parse_claims(path.read_text(encoding="utf-8"), str(path))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ClaimsError(f"expected a text file at {path}, found one that cannot be read: {error}") from error
+        return parse_claims(text, str(path))
     folder = resources.files("rlflow.claim_files")
     known = sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
     if name not in known:
@@ -121,7 +126,7 @@ def load_claims(name: str) -> ClaimsFile:
 def parse_claims(text: str, origin: str) -> ClaimsFile:
     """Check the text of a claims file; `origin` names it in errors."""
     try:
-        raw = yaml.safe_load(text)
+        raw = read_yaml(text)
     except yaml.YAMLError as error:
         raise ClaimsError(f"{origin}: not YAML: {' '.join(str(error).split())}") from error
     values = _fields(raw, origin, required=("name", "claims"))

@@ -39,7 +39,7 @@ EXPECTED_ERRORS = frozenset(
         "rlflow.scaffold.ScaffoldError",
         "rlflow.settings.ConfigError",
         "rlflow.store.TrackingError",
-        "rlflow.suite.SuiteError",
+        "rlflow.suite_checks.SuiteError",
         "rlflow.task.ContentError",
     }
 )

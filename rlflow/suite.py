@@ -1,6 +1,6 @@
 """A suite file: which algorithms meet which tasks, with which budgets, and what may be set for one pair alone.
 
-    name: core
+    name: core                                # letters, digits, `.`, `_`, `+`, `-`: it names folders and the experiment
     version: "1"
     division: closed
     statistics: 1
@@ -36,6 +36,8 @@ from typing import Any
 import yaml
 
 from rlflow.registry import did_you_mean, find
+from rlflow.suite_checks import SuiteError, known, mapping, one_of, plain, positive
+from rlflow.yaml_text import read_yaml
 
 MAX_OVERRIDES = 4
 DIVISIONS = ("closed", "open")
@@ -45,10 +47,6 @@ VARIANT_KEYS = ("name", "algorithm", "settings")
 OPTIONAL = ("description", "division", "statistics", "settings", "overrides")
 
 Settings = Mapping[str, Any]
-
-
-class SuiteError(ValueError):
-    """A suite file that cannot be used; says where, what was expected and what was found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +144,11 @@ def load_suite(name: str) -> Suite:
         path = Path(name)
         if not path.is_file():
             raise SuiteError(f"expected a suite file at {path}, found none")
-        return parse_suite(path.read_text(encoding="utf-8"), str(path))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SuiteError(f"expected a text file at {path}, found one that cannot be read: {error}") from error
+        return parse_suite(text, str(path))
     entry = find("suite", name)
     source = files(entry.target) / f"{name}.yaml"
     if not source.is_file():
@@ -165,29 +167,34 @@ def experiment_of(suite: str, budget: str) -> str:
 def parse_suite(text: str, origin: str) -> Suite:
     """Check the text of a suite file; `origin` names it in errors."""
     try:
-        raw = yaml.safe_load(text)
+        raw = read_yaml(text)
     except yaml.YAMLError as error:
         raise SuiteError(f"{origin}: not YAML: {' '.join(str(error).split())}") from error
-    values = _mapping(raw, f"{origin}: the suite")
-    _known(values, (*REQUIRED, *OPTIONAL), origin)
+    values = mapping(raw, f"{origin}: the suite")
+    known(values, (*REQUIRED, *OPTIONAL), origin)
     missing = [key for key in REQUIRED if key not in values]
     if missing:
         raise SuiteError(f"{origin}: missing {missing}")
-    tasks = {task: _settings(s, f"{origin}: tasks.{task}") for task, s in _mapping(values["tasks"], "tasks").items()}
+    where = f"{origin}: tasks"
+    tasks = {task: _settings(s, f"{where}.{task}") for task, s in mapping(values["tasks"], where).items()}
+    if not tasks:
+        raise SuiteError(f"{where}: expected at least one, found none")
     algorithms, variants = _entrants(values["algorithms"], f"{origin}: algorithms")
+    for key in ("name", "version"):
+        plain(str(values[key]), f"{origin}: {key}")
     suite = Suite(
         name=str(values["name"]),
         version=str(values["version"]),
         description=str(values.get("description", "")),
-        division=_one_of(values.get("division", "closed"), DIVISIONS, f"{origin}: division"),
-        statistics=_one_of(values.get("statistics", 1), STATISTICS, f"{origin}: statistics"),
-        seeds=_positive(values["seeds"], f"{origin}: seeds"),
+        division=one_of(values.get("division", "closed"), DIVISIONS, f"{origin}: division"),
+        statistics=one_of(values.get("statistics", 1), STATISTICS, f"{origin}: statistics"),
+        seeds=positive(values["seeds"], f"{origin}: seeds"),
         algorithms=algorithms,
         variants=variants,
         tasks=tasks,
         settings=_settings(values.get("settings"), f"{origin}: settings"),
         budgets=_budgets(values["budgets"], tasks, origin),
-        overrides=_overrides(values.get("overrides"), algorithms, tasks, origin),
+        overrides=_overrides(values.get("overrides"), _registered(algorithms, variants), tasks, origin),
         digest=hashlib.sha256(text.encode()).hexdigest()[:16],
     )
     for entrant in suite.algorithms:
@@ -211,12 +218,13 @@ def nested(settings: Settings) -> dict[str, Any]:
 
 def _budgets(raw: object, tasks: Iterable[str], origin: str) -> dict[str, Budget]:
     budgets = {}
-    for name, value in _mapping(raw, f"{origin}: budgets").items():
+    for name, value in mapping(raw, f"{origin}: budgets").items():
         where = f"{origin}: budgets.{name}"
-        parts = _mapping(value, where)
-        _known(parts, ("settings", "tasks"), where)
-        own = _mapping(parts.get("tasks") or {}, f"{where}.tasks")
-        _known(own, tasks, f"{where}.tasks")
+        plain(name, where)
+        parts = mapping(value, where)
+        known(parts, ("settings", "tasks"), where)
+        own = mapping(parts.get("tasks") or {}, f"{where}.tasks")
+        known(own, tasks, f"{where}.tasks")
         settings = {task: _settings(s, f"{where}.tasks.{task}") for task, s in own.items()}
         budgets[name] = Budget(
             name=name, settings=_settings(parts.get("settings"), f"{where}.settings"), tasks=settings
@@ -231,11 +239,11 @@ def _overrides(
 ) -> dict[tuple[str, str], Settings]:
     pairs: dict[tuple[str, str], Settings] = {}
     where = f"{origin}: overrides"
-    outer = _mapping(raw or {}, where)
-    _known(outer, algorithms, where)
+    outer = mapping(raw or {}, where)
+    known(outer, algorithms, where)
     for algorithm, value in outer.items():
-        inner = _mapping(value, f"{where}.{algorithm}")
-        _known(inner, tasks, f"{where}.{algorithm}")
+        inner = mapping(value, f"{where}.{algorithm}")
+        known(inner, tasks, f"{where}.{algorithm}")
         for task, settings in inner.items():
             pair = _settings(settings, f"{where}.{algorithm}.{task}")
             if len(pair) > MAX_OVERRIDES:
@@ -248,19 +256,13 @@ def _overrides(
 
 
 def _settings(raw: object, where: str) -> Settings:
-    settings = _mapping(raw or {}, where)
+    settings = mapping(raw or {}, where)
     for key, value in settings.items():
         if "." not in key or isinstance(value, Mapping):
             raise SuiteError(
                 f"{where}: expected dotted keys with plain values, e.g. update.lr: 1e-4, found {key}: {value}"
             )
     return settings
-
-
-def _mapping(raw: object, where: str) -> dict[str, Any]:
-    if not isinstance(raw, Mapping):
-        raise SuiteError(f"{where}: expected a mapping, found {type(raw).__name__}")
-    return {str(key): value for key, value in raw.items()}
 
 
 def _entrants(raw: object, where: str) -> tuple[tuple[str, ...], dict[str, Variant]]:
@@ -270,11 +272,11 @@ def _entrants(raw: object, where: str) -> tuple[tuple[str, ...], dict[str, Varia
     for item in raw:
         name = str(item)
         if isinstance(item, Mapping):
-            parts = _mapping(item, where)
-            _known(parts, VARIANT_KEYS, where)
+            parts = mapping(item, where)
+            known(parts, VARIANT_KEYS, where)
             if set(parts) != set(VARIANT_KEYS):
                 raise SuiteError(f"{where}: expected a variant with {list(VARIANT_KEYS)}, found {parts}")
-            name = str(parts["name"])
+            name = plain(str(parts["name"]), f"{where}: name")
             settings = _settings(parts["settings"], f"{where}.{name}.settings")
             variants[name] = Variant(algorithm=str(parts["algorithm"]), settings=settings)
         names.append(name)
@@ -283,20 +285,6 @@ def _entrants(raw: object, where: str) -> tuple[tuple[str, ...], dict[str, Varia
     return tuple(names), variants
 
 
-def _known(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    options = list(known)
-    for key in values:
-        if key not in options:
-            raise SuiteError(f"{where}: unknown key {key!r}{did_you_mean(key, options)}")
-
-
-def _positive(raw: object, where: str) -> int:
-    if not isinstance(raw, int) or raw < 1:
-        raise SuiteError(f"{where}: expected a number of at least 1, found {raw!r}")
-    return raw
-
-
-def _one_of(raw: Any, options: tuple[Any, ...], where: str) -> Any:
-    if raw not in options:
-        raise SuiteError(f"{where}: expected one of {list(options)}, found {raw!r}")
-    return raw
+def _registered(entrants: Iterable[str], variants: Mapping[str, Variant]) -> list[str]:
+    """Algorithms behind the entrants, each once: a variant has the overrides of its algorithm and none of its own."""
+    return list(dict.fromkeys(variants[name].algorithm if name in variants else name for name in entrants))

@@ -12,7 +12,8 @@ import yaml
 from rlflow import suites
 from rlflow.config import resolve
 from rlflow.registry import UnknownNameError, entries
-from rlflow.suite import SuiteError, load_suite, nested, parse_suite
+from rlflow.suite import load_suite, nested, parse_suite
+from rlflow.suite_checks import SuiteError
 
 VALID: dict[str, Any] = {
     "name": "toys",
@@ -88,6 +89,11 @@ def test_nested_shares_sections() -> None:
         ({"settings": {"lr": 1}}, "expected dotted keys with plain values"),
         ({"settings": {"update.lr": {"a": 1}}}, "expected dotted keys with plain values"),
         ({"overrides": {"pqo": {}}}, "overrides: unknown key 'pqo'; did you mean"),
+        ({"name": "my/suite"}, "name: expected letters, digits, '.', '_', '+' and '-', found 'my/suite'"),
+        ({"version": "1@2"}, "version: expected letters, digits, '.', '_', '+' and '-', found '1@2'"),
+        ({"budgets": {"../up": {}}}, "budgets.../up: expected letters, digits, '.', '_', '+' and '-', found '../up'"),
+        ({"tasks": {}}, "tasks: expected at least one, found none"),
+        ({"tasks": ["toy"]}, "tasks: expected a mapping, found list"),
         (
             {"overrides": {"ppo": {"toy": {f"update.k{i}": i for i in range(5)}}}},
             "overrides.ppo.toy: expected at most 4 keys, found 5",
@@ -99,6 +105,22 @@ def test_faults_are_named_with_their_place(values: dict[str, Any], words: str) -
         parse_suite(changed(**values), "toys.yaml")
     assert str(caught.value).startswith("toys.yaml")
     assert words in str(caught.value)
+
+
+def test_a_variant_has_no_overrides_of_its_own() -> None:
+    variant = {"name": "wide", "algorithm": "ppo", "settings": {"algorithm.clip": 0.4}}
+    entrants = ["ppo", "fpo", variant]
+    with pytest.raises(SuiteError, match=r"overrides: unknown key 'wide'"):
+        parse_suite(changed(algorithms=entrants, overrides={"wide": {"toy": {"update.lr": 1.0}}}), "toys.yaml")
+    # Those of its algorithm are its own too, where that algorithm is no entrant.
+    alone = changed(algorithms=[variant], overrides={"ppo": {"toy": {"update.lr": 0.5}}})
+    layers = parse_suite(alone, "toys.yaml").layers("wide", "toy", "full")
+    assert {"update": {"lr": 0.5}} in layers
+
+
+def test_a_key_that_is_there_twice_is_refused() -> None:
+    with pytest.raises(SuiteError, match=r"toys.yaml: not YAML: key 'seeds' is there twice .*line 2"):
+        parse_suite("seeds: 1\nseeds: 5\n", "toys.yaml")
 
 
 def test_unknown_names_are_refused_with_a_suggestion() -> None:
@@ -113,6 +135,9 @@ def test_unknown_names_are_refused_with_a_suggestion() -> None:
 def test_what_is_not_a_suite_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match="expected a suite file at"):
         load_suite(str(tmp_path / "absent.yaml"))
+    (tmp_path / "latin.yaml").write_bytes("name: Größe".encode("latin-1"))
+    with pytest.raises(SuiteError, match=r"expected a text file at .*latin.yaml"):
+        load_suite(str(tmp_path / "latin.yaml"))
     with pytest.raises(SuiteError, match="not YAML"):
         parse_suite("a: [", "broken.yaml")
     with pytest.raises(SuiteError, match="expected a mapping, found list"):
