@@ -13,6 +13,13 @@ from rlflow.leaderboard_seeds import Recorded, provenance, read_curves, seed_res
 from rlflow.ranking import make_board
 from rlflow.store import Store, TrackingError
 
+_OF_CELL = ("cell_id", "algorithm", "task", "task_version", "policy", "anchor_base", "anchor_reference", "budget",
+            "unit", "division")  # fmt: skip
+TAGS_OF_KIND = {
+    kind: frozenset(f"rlflow.{name}" for name in names)
+    for kind, names in {"cell": (*_OF_CELL, "seeds"), "seed": (*_OF_CELL, "seed", "attempt")}.items()
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class CellRun:
@@ -63,7 +70,7 @@ def read_results(store: Store, suite: str) -> Results:
     shown = [run for (cell_id, _), run in seeds.items() if cell_id in known]
     recorded = read_curves(store, shown)
     cells = [_cell(run, seeds, plan, recorded, warnings) for run in cell_runs]
-    num_ignored = sum("rlflow.kind" not in run.tags for run in runs)
+    num_ignored = sum(not _written_here(run) for run in runs)
     if num_ignored:
         warnings.append(f"{num_ignored} runs of the experiment were not written by rlflow and are ignored")
     digests = sorted({run.tags.get("rlflow.suite_digest", "") for run in cell_runs})
@@ -145,7 +152,13 @@ def _suite_runs(store: Store, suite: str, cell_id: str | None = None, *, params:
 
 
 def _of_kind(runs: list[RecordedRun], kind: str) -> list[RecordedRun]:
-    return [run for run in runs if run.tags.get("rlflow.kind") == kind]
+    return [run for run in runs if run.tags.get("rlflow.kind") == kind and _written_here(run)]
+
+
+def _written_here(run: RecordedRun) -> bool:
+    """Whether the run is rlflow's: it says so, and has what rlflow gives to its runs of this kind."""
+    kind = run.tags.get("rlflow.kind")
+    return kind is not None and run.tags.keys() >= TAGS_OF_KIND.get(kind, frozenset())
 
 
 def _plan(runs: list[RecordedRun]) -> SuitePlan | None:

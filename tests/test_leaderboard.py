@@ -119,10 +119,16 @@ def test_a_planned_seed_that_never_started_is_owed(store: Store, identity: Make)
 
 def test_runs_of_others_are_ignored_and_counted(store: Store, identity: Make) -> None:
     run_seed(store, identity(), 0, [0, 6, 6, 6])
-    store.client.create_run(ensure_experiment(store, "toy@1"))
+    experiment = ensure_experiment(store, "toy@1")
+    store.client.create_run(experiment)
+    # Somebody has given the kinds of rlflow to runs of their own, which have nothing else of it.
+    for kind in ("seed", "cell"):
+        store.client.create_run(experiment, tags={"rlflow.kind": kind, "rlflow.cell_id": identity().cell_id})
     board = read_board(store, "toy@1")
-    assert board.warnings == ("1 runs of the experiment were not written by rlflow and are ignored",)
+    assert board.warnings == ("3 runs of the experiment were not written by rlflow and are ignored",)
     assert board.ranked[0].headline == pytest.approx(0.6, abs=EXACT)
+    assert [seed.state for seed in read_states(store, "toy@1").values()] == ["finished"]
+    assert len(read_cells(store, "toy@1")) == 1
 
 
 def test_a_point_that_was_doubled_counts_once(store: Store, identity: Make) -> None:
