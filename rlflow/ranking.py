@@ -24,6 +24,7 @@ from rlflow.comparison import (
 from rlflow.stats import FloatArray
 
 MIN_SEEDS_FOR_INTERVAL = 2
+MIN_DIVISIONS = 2
 
 
 @dataclass(kw_only=True)
@@ -100,15 +101,23 @@ def _arrange(cells: Sequence[Cell], plan: SuitePlan | None) -> _Draft:
     draft = _Draft(columns=tuple(sorted(found | planned)), cells=rows)
     for column in draft.columns:
         kinds = {
-            (c.task_version, c.anchor_base, c.anchor_reference, c.budget, c.division)
+            (c.task_version, c.anchor_base, c.anchor_reference, c.budget)
             for row in rows.values()
             if (c := row.get(column))
         }
         if len(kinds) > 1:
-            draft.warnings.append(
-                f"{column}: cells differ in task version, anchors, budget or division: {sorted(kinds)}"
-            )
+            draft.warnings.append(f"{column}: cells differ in task version, anchors or budget: {sorted(kinds)}")
+    draft.warnings.extend(_divided(rows))
     return draft
+
+
+def _divided(rows: dict[str, dict[str, Cell]]) -> list[str]:
+    """Which entrants are in the open division, where others are in the closed one."""
+    divisions = {name: {cell.division for cell in row.values()} for name, row in rows.items()}
+    if len(set().union(*divisions.values())) < MIN_DIVISIONS:
+        return []
+    free = ", ".join(sorted(name for name, found in divisions.items() if "open" in found))
+    return [f"open division, under conditions of their own: {free}; all others are in the closed one"]
 
 
 def _score(name: str, row: dict[str, Cell], digest: str) -> Entrant:

@@ -33,6 +33,7 @@ from rlflow.report_values import (
     cost_names,
     cost_rows,
     count_text,
+    division_text,
     duration_text,
     footnote_number,
     guard_rows,
@@ -179,7 +180,8 @@ def _tasks(board: Board, figures: Mapping[str, str]) -> str:
             for kind, title in FIGURES_OF_A_TASK.items()
             if f"{kind}_{slug(column)}" in figures
         ]
-        budget = f'<div class="sub">{escape(budget_text(board, column))} per run; thin lines are seeds</div>'
+        budget = f'<div class="sub">{escape(budget_text(board, column))} per run, '
+        budget += f"{division_text(board, column)} division; thin lines are seeds</div>"
         blocks.append(f"<figure><h3>{escape(column)}</h3>{budget}{''.join(drawn) or 'no results yet'}</figure>")
     return f'<h2>Tasks</h2><div class="figures">{"".join(blocks)}</div>'
 

@@ -27,6 +27,7 @@ from rlflow.report_values import (
     cost_names,
     cost_rows,
     count_text,
+    division_text,
     duration_text,
     footnote_number,
     guard_rows,
@@ -104,9 +105,9 @@ def markdown(board: Board) -> str:
         ]
         for entrant in board.entrants
     ]
-    budgets = [[column, budget_text(board, column)] for column in board.columns]
+    budgets = [[column, budget_text(board, column), division_text(board, column)] for column in board.columns]
     parts = [f"# Leaderboard {board.suite}", markdown_table(names, rows), *_remarks(board)]
-    parts += ["## Budgets", markdown_table(["task", "samples of a run"], budgets)]
+    parts += ["## Budgets", markdown_table(["task", "samples of a run", "division"], budgets)]
     for title, about, heads, found in (
         ("Measures", MEASURES, MEASURE_NAMES, measure_rows(board)),
         ("Guards", GUARDS, GUARD_NAMES, guard_rows(board)),

@@ -80,6 +80,12 @@ def budget_text(board: Board, column: str) -> str:
     return " / ".join(sorted({f"{cell.budget:,} {unit_text(cell)}" for cell in cells})) or ABSENT
 
 
+def division_text(board: Board, column: str) -> str:
+    """Under whose conditions the cells of a column were trained."""
+    cells = [entrant.cells[column] for entrant in board.entrants if column in entrant.cells]
+    return " / ".join(sorted({cell.division for cell in cells})) or ABSENT
+
+
 def unit_text(cell: Cell) -> str:
     """What a sample is."""
     return cell.unit.replace("_", " ")

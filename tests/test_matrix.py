@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,10 @@ from rlflow.matrix import (
     selected,
     suite_plan,
 )
+from rlflow.registry import Entry, find
 from rlflow.store import Store
 from rlflow.suite import Suite, parse_suite
+from rlflow.tracking import start_seed
 from tests.matrix_command import Meanwhile, invoke, tags
 from tests.toys import EXPERIMENT, SUITE
 
@@ -206,7 +209,38 @@ def test_two_matrices_do_not_run_one_suite_at_once(store: Store, tmp_path: Path)
         refused = invoke(suite, results)
     assert refused.exit_code == 2
     assert f"another `rlflow matrix` is running {EXPERIMENT}" in refused.output
+    # What is recorded is not even looked at: it would be old when the other one has ended.
+    assert "to do" not in refused.output
     assert read_states(store, EXPERIMENT) == {}
+
+
+def test_a_seed_that_others_run_is_left_to_them_and_owed(store: Store, tmp_path: Path) -> None:
+    path, results = tmp_path / "toys.yaml", store.lock_path.parent
+    path.write_text(SUITE)
+    cell = plan_cells(parse_suite(SUITE, str(path)), "quick")[0]
+    elsewhere = start_seed(store, cell.identity, seed=0, config=cell.resolved)
+    shown = invoke(path, results, "--only", "ppo")
+    assert shown.exit_code == 1, shown.output
+    assert re.search(r"ppo toy +running", shown.output)
+    assert "0 of 1 seeds to run" in shown.output
+    assert "1 seeds were being trained by other processes" in shown.output
+    elsewhere.finish("interrupted")
+
+
+def test_algorithms_of_other_packages_are_in_the_open_division(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    def divisions() -> dict[str, str]:
+        return {cell.name: cell.identity.division for cell in plan_cells(suite, "quick", ["flowrl"])}
+
+    assert divisions() == {"ppo toy": "closed", "fpo toy": "closed", "flowrl toy": "closed"}
+    ids = [cell.identity.cell_id for cell in plan_cells(suite, "quick", ["flowrl"])]
+
+    def found(kind: str, name: str) -> Entry:
+        return replace(find(kind, name), package="rlflow-flowrl" if name == "flowrl" else "rlflow")
+
+    monkeypatch.setattr("rlflow.identity.find", found)
+    assert divisions() == {"ppo toy": "closed", "fpo toy": "closed", "flowrl toy": "open"}
+    # A division is a label: results stay what they are.
+    assert [cell.identity.cell_id for cell in plan_cells(suite, "quick", ["flowrl"])] == ids
 
 
 def test_a_dry_run_shows_the_grid_and_creates_nothing(tmp_path: Path) -> None:

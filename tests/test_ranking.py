@@ -90,6 +90,14 @@ def test_cells_that_cannot_be_compared_are_named() -> None:
     assert "a: cells differ in task version" in make_board("toy@1", "d1", cells).warnings[0]
 
 
+def test_entrants_of_the_open_division_are_named_where_others_are_in_the_closed_one() -> None:
+    cells = [make_cell("ppo", "a", [0.5]), make_cell("gspo", "a", [0.5], division="open")]
+    board = make_board("toy@1", "d1", cells)
+    assert board.warnings == ("open division, under conditions of their own: gspo; all others are in the closed one",)
+    alike = [make_cell(name, "a", [0.5], division="open") for name in ("ppo", "gspo")]
+    assert make_board("toy@1", "d1", alike).warnings == ()
+
+
 def test_five_seeds_of_clearly_different_entrants_make_two_tiers() -> None:
     apart = {"ppo": 0.9, "fpo": 0.1}
     cells = [make_cell(a, t, [c + s / 100 for s in range(5)]) for a, c in apart.items() for t in "abc"]

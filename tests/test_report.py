@@ -67,7 +67,7 @@ def test_markdown_shows_raw_mean_with_error_normalised_score_and_counts() -> Non
 
 def test_markdown_tells_the_budget_in_the_units_of_the_task() -> None:
     board = make_board("toy@1", "d1", [make_cell("ppo", "a", [0.5], unit="env_steps", budget=153_600)])
-    assert "| a | 153,600 env steps |" in markdown(board)
+    assert "| a | 153,600 env steps | closed |" in markdown(board)
 
 
 def test_markdown_names_diverged_seeds_footnotes_and_warnings(board: Board) -> None:

@@ -133,23 +133,32 @@ def _run(
 
     store = _store(tracking_uri, results, dry_run)
     experiment = suite.experiment(budget)
-    states = {} if store is None else read_states(store, experiment)
-    if store is not None:
-        refuse_other_configurations(cells, read_cells(store, experiment))
-    jobs = make_jobs(cells, seeds, states, results)
     console = Console(soft_wrap=True, highlight=False)
-    console.print(grid(jobs, estimate_s(jobs), place.num_jobs))
-    if dry_run or store is None:
-        return
-    from rlflow.tracking import ensure_board
+    # What is recorded is read under the lock: a matrix that ends in between would leave this one an old plan.
+    with nullcontext() if dry_run or store is None else _alone(results, experiment):
+        states = {} if store is None else read_states(store, experiment)
+        if store is not None:
+            refuse_other_configurations(cells, read_cells(store, experiment))
+        jobs = make_jobs(cells, seeds, states, results)
+        console.print(grid(jobs, estimate_s(jobs), place.num_jobs))
+        if dry_run or store is None:
+            return
+        from rlflow.store import telling_absence
+        from rlflow.tracking import ensure_board
 
-    with _alone(results, experiment):
-        ensure_board(store, experiment, suite_plan(suite, seeds, added))
-        ended, stopped = _train(jobs, store, place, tracking_uri or store.uri, results)
-    _print_board(console, store, experiment, results / budget / f"{suite.name}@{suite.version}")
+        with telling_absence(store):
+            ensure_board(store, experiment, suite_plan(suite, seeds, added))
+            ended, stopped = _train(jobs, store, place, tracking_uri or store.uri, results)
+            _print_board(console, store, experiment, results / budget / f"{suite.name}@{suite.version}")
     failed = sum(end.progress.outcome in ("failed", "interrupted") for end in ended)
-    if failed or stopped:
+    elsewhere = sum(job.state == "running" for job in jobs)
+    if failed:
         console.print(f"{failed} seeds without a result; the same command continues them")
+    if elsewhere:
+        console.print(
+            f"{elsewhere} seeds were being trained by other processes; the same command tells what became of them"
+        )
+    if failed or elsewhere or stopped:
         raise typer.Exit(130 if stopped else 1)
 
 
