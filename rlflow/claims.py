@@ -29,6 +29,7 @@ from typing import Any, Literal, cast, get_args
 import yaml
 
 from rlflow.registry import did_you_mean
+from rlflow.suite_checks import PLAIN_NAME, PLAIN_WORDS
 from rlflow.yaml_text import read_yaml
 
 Kind = Literal["beats", "keeps", "matches", "cheaper"]
@@ -135,8 +136,11 @@ def parse_claims(text: str, origin: str) -> ClaimsFile:
     twice = sorted({one for one in ids if ids.count(one) > 1})
     if twice:
         raise ClaimsError(f"{origin}: expected different ids, found {twice} more than once")
+    name = str(values["name"])
+    if not PLAIN_NAME.fullmatch(name):
+        raise ClaimsError(f"{origin}: name: expected {PLAIN_WORDS}, found {name!r}")
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return ClaimsFile(name=str(values["name"]), claims=tuple(claims), digest=digest)
+    return ClaimsFile(name=name, claims=tuple(claims), digest=digest)
 
 
 def _claim(raw: object, where: str) -> Claim:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlflow.board import Cell, SeedResult
-from rlflow.claims import SCORE, Claim, ClaimsFile, Comparison, Side
+from rlflow.claims import SCORE, Claim, ClaimsError, ClaimsFile, Comparison, Side
 from rlflow.curves import Curve, curves
 from rlflow.leaderboard import Results, read_results
+from rlflow.registry import did_you_mean, entries
 from rlflow.stats import FloatArray, final_score, samples_to_reach
 from rlflow.store import Store
-from rlflow.suite import experiment_of
+from rlflow.suite import experiment_of, load_suite
 from rlflow.tracker import SCORE_METRIC
 from rlflow.verdicts import Finding, Verdict, judge, together
 
@@ -58,6 +59,8 @@ class Evidence:
 def read_evidence(store: Store, file: ClaimsFile) -> Evidence:
     """Judge every claim of `file` by the runs in `store`; a test without runs is undecided."""
     tests = [test for claim in file.claims for test in claim.tests]
+    for side in {side for test in tests for side in sides(test)}:
+        _refuse_unknown(side)
     names = {experiment_of(side.suite, side.budget) for test in tests for side in sides(test)}
     found = {name: read_results(store, name) for name in sorted(names) if _exists(store, name)}
     runs = _Runs(store, found)
@@ -89,7 +92,8 @@ class _Runs:
         found = [cell for cell in cells if (cell.algorithm, cell.task) == (side.entrant, side.task)]
         if len(found) == 1 and found[0].complete:
             return found[0]
-        self.commands.add(f"rlflow matrix {side.suite} --budget {side.budget}")
+        added = "" if _planned(side) else f" --add {side.entrant}"
+        self.commands.add(f"rlflow matrix {side.suite} --budget {side.budget}{added}")
         if not found:
             raise MissingEvidenceError(f"no runs of {side.entrant} on {side.task} in {name}")
         if len(found) > 1:
@@ -162,6 +166,24 @@ def _at(runs: _Runs, cell: Cell, metric: str, equal: str, level: float) -> Float
     assert None not in places, "the level is what all have reached"
     curves_of = [runs.curve(cell, seed, metric) for seed in cell.seeds]
     return np.array([np.interp(place or 0.0, *curve) for place, curve in zip(places, curves_of, strict=True)])
+
+
+def _refuse_unknown(side: Side) -> None:
+    """Refuse what no run of a suite's file can ever be; an experiment's name tells nothing of its file."""
+    if "@" in side.suite:
+        return
+    suite = load_suite(side.suite)
+    if side.task not in suite.tasks:
+        raise ClaimsError(f"{side}: suite {suite.name} has no such task{did_you_mean(side.task, suite.tasks)}")
+    if not _planned(side) and side.entrant not in entries("algorithm"):
+        raise ClaimsError(
+            f"{side}: suite {suite.name} has no such entrant{did_you_mean(side.entrant, suite.algorithms)}"
+        )
+
+
+def _planned(side: Side) -> bool:
+    """Whether the suite has the entrant, which else has to be added."""
+    return "@" in side.suite or side.entrant in load_suite(side.suite).algorithms
 
 
 def _exists(store: Store, name: str) -> bool:

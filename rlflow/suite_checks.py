@@ -9,6 +9,7 @@ from typing import Any
 from rlflow.registry import did_you_mean
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+PLAIN_WORDS = "letters, digits, '.', '_', '+' and '-'"
 
 
 class SuiteError(ValueError):
@@ -25,7 +26,7 @@ def mapping(raw: object, where: str) -> dict[str, Any]:
 def plain(name: str, where: str) -> str:
     """A name that can be part of a path and of an experiment's name."""
     if not PLAIN_NAME.fullmatch(name):
-        raise SuiteError(f"{where}: expected letters, digits, '.', '_', '+' and '-', found {name!r}")
+        raise SuiteError(f"{where}: expected {PLAIN_WORDS}, found {name!r}")
     return name
 
 

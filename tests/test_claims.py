@@ -63,6 +63,8 @@ def test_a_file_is_read_and_what_is_not_said_of_a_side_is_taken_from_the_other()
     [
         ("name: mine", "name: [", "not YAML"),
         ("name: mine", "title: mine", "mine.yaml: unknown key 'title'"),
+        ("name: mine", "name: ../mine", r"name: expected letters, digits, .* found '\.\./mine'"),
+        ("name: mine", "name: mine\nname: yours", "not YAML: key 'name' is there twice"),
         ("claims:", "claims: []\nrest:", "unknown key 'rest'"),
         ("    paper: A paper\n", "", r"claims\[0\]: missing \['paper'\]"),
         ("kind: beats\n        of", "kind: wins\n        of", r"\(first\): tests\[0\]: kind: expected one of"),
@@ -92,6 +94,9 @@ def test_two_claims_of_one_id_and_files_that_are_not_there_are_refused(tmp_path:
         load_claims(str(tmp_path / "none.yaml"))
     with pytest.raises(ClaimsError, match="'paper'; did you mean papers"):
         load_claims("paper")
+    (tmp_path / "latin.yaml").write_bytes("name: Größe".encode("latin-1"))
+    with pytest.raises(ClaimsError, match=r"expected a text file at .*latin\.yaml"):
+        load_claims(str(tmp_path / "latin.yaml"))
     (tmp_path / "own.yaml").write_text(FILE)
     assert load_claims(str(tmp_path / "own.yaml")) == parse_claims(FILE, "own.yaml")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from rlflow.cell import CellIdentity
-from rlflow.claims import parse_claims
+from rlflow.claims import ClaimsError, parse_claims
 from rlflow.claims_evidence import Evidence, read_evidence
 from rlflow.claims_page import claims_csv, claims_html, claims_markdown, summary
 from rlflow.store import Store
@@ -95,6 +95,19 @@ def test_missing_runs_leave_a_test_undecided_and_name_the_command(runs: Store, i
     start_seed(runs, identity("fpo"), seed=5, config=CONFIG).finish("failed", "out of memory")
     part = judged(runs, "keeps", "{entrant: fpo}", "margin: 0.5")
     assert part.judged[0].findings[0].reason == "5 of 6 seeds of fpo on toy/walk have a result in toy@1"
+
+
+def test_runs_that_no_suite_can_make_are_refused_and_those_of_an_addition_named(runs: Store) -> None:
+    def sides(words: str) -> str:
+        return f"{{suite: smoke, task: toy, {words}}}"
+
+    with pytest.raises(ClaimsError, match=r"suite smoke has no such entrant; did you mean ppo"):
+        judged(runs, "beats", sides("entrant: pppo"))
+    with pytest.raises(ClaimsError, match=r"suite smoke has no such task; known: toy"):
+        judged(runs, "beats", "{suite: smoke, task: reasoning/countdown, entrant: ppo}")
+    assert judged(runs, "beats", sides("entrant: ppo")).commands == ("rlflow matrix smoke --budget quick",)
+    added = judged(runs, "beats", "{suite: claims-reasoning, task: reasoning/countdown, entrant: fpo}")
+    assert added.commands == ("rlflow matrix claims-reasoning --budget quick --add fpo",)
 
 
 def test_a_diverged_run_counts_by_score_and_leaves_other_metrics_undecided(runs: Store, identity: Make) -> None:
