@@ -171,7 +171,9 @@ def grid(jobs: Sequence[Job], estimates: Mapping[tuple[str, int], float], num_jo
     cost = "unknown until a seed of each task has finished"
     if all(value is not None for value in known):
         cost = f"about {duration(sum(value for value in known if value is not None) / num_jobs)}"
-    table.caption = f"{len(pending)} of {len(jobs)} seeds to run, {num_jobs} at a time: {cost}"
+    table.caption = f"{len(pending)} of {len(jobs)} seeds to run"
+    if pending:
+        table.caption += f", {num_jobs} at a time: {cost}"
     table.caption_justify = "left"
     return table
 

@@ -19,7 +19,7 @@ from rlflow.identity import cell_identity, difference, params
 from rlflow.launch import CHECKPOINT, Progress, SeedPlan
 from rlflow.leaderboard import CellRun, SeedState
 from rlflow.registry import did_you_mean
-from rlflow.settings import TrainerConfig
+from rlflow.settings import ConfigError, TrainerConfig
 from rlflow.suite import Suite
 
 MAX_DIFFERENCES = 12
@@ -201,7 +201,10 @@ def _walls(jobs: Iterable[Job], cell_id: str | None = None, task: str | None = N
 def _planned(suite: Suite, budget: str, algorithm: str, task: str) -> PlannedCell:
     from rlflow.config import resolve
 
-    config = resolve(suite.registered(algorithm), task, layers=suite.layers(algorithm, task, budget))
+    try:
+        config = resolve(suite.registered(algorithm), task, layers=suite.layers(algorithm, task, budget))
+    except ConfigError as error:
+        raise ConfigError(f"suite {suite.name}, budget {budget}, {algorithm} on {task}: {error}") from error
     identity = cell_identity(config, suite=suite.experiment(budget), division=suite.division, suite_digest=suite.digest)
     if identity.plugin != OWN_PACKAGE:
         identity = replace(identity, division="open")

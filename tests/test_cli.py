@@ -156,6 +156,10 @@ def test_bad_suites_are_refused_before_anything_is_made(tmp_path: Path) -> None:
     results = str(tmp_path / "results")
     code, output = run("matrix", str(path), "--results", results)
     assert (code, "unknown key 'algorithm'; did you mean algorithms" in output) == (2, True)
+    path.write_text(SUITE.replace("{trainer.budget: 96}", "{trainer.bugdet: 96}"))
+    code, output = run("matrix", str(path), "--results", results)
+    place = "suite toys, budget quick, ppo on toy: unknown key 'trainer.bugdet'; did you mean trainer.budget"
+    assert (code, place in output) == (2, True), output
     path.write_text(SUITE)
     for arguments, words in (
         (["--add", "gspo"], "unknown algorithm 'gspo'"),
@@ -313,6 +317,10 @@ def test_a_board_is_checked_against_a_released_one(store: Store, tmp_path: Path)
     code, output = run("leaderboard", "toy@1", "--results", str(worse.parent), "--against", str(tmp_path / "release"))
     assert (code, "2 cells: 1 not shown to differ, 1 worse" in output) == (1, True), output
     assert [line.split()[-1] for line in output.splitlines() if line.strip().startswith("fpo on toy")] == ["worse"]
+    manifest = tmp_path / "release" / "MANIFEST.json"
+    manifest.write_text(manifest.read_text().replace("toy@1", "other@1"))
+    code, output = run(*board, "--against", str(tmp_path / "release"))
+    assert (code, "expected a release of the suite of toy@1, found one of other@1" in output) == (2, True), output
     code, output = run(*board, "--against", str(tmp_path / "none"))
     assert (code, "expected a released board with MANIFEST.json and seeds.csv" in output) == (2, True)
 
@@ -326,6 +334,8 @@ def test_two_algorithms_are_compared_task_by_task(store: Store) -> None:
     assert row[:6] == ["toy", "0.520", "0.820", "3,", "3", "0.300"]
     assert row[-1] == "better"
     assert "over all tasks: ppo is better by 0.300 of M, a run of it wins with P = 1.00" in output
+    code, output = run(*board, "--compare", "fpo", "fpo")
+    assert (code, "--compare: expected two different algorithms, found 'fpo' twice" in output) == (2, True)
     code, output = run(*board, "--compare", "fpo", "pppo")
     assert (code, "no algorithm 'pppo' on toy@1, which has ['ppo', 'fpo']; did you mean ppo" in output) == (2, True)
 

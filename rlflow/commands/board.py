@@ -49,6 +49,10 @@ def leaderboard(
 
     released = None if against is None else read_release(against)
     experiment = experiment_of(suite, budget)
+    if released is not None and released.suite.partition("@")[0] != experiment.partition("@")[0]:
+        raise UsageError(
+            f"--against: expected a release of the suite of {experiment}, found one of {released.suite} in {against}"
+        )
     board = read_board(open_store(tracking_uri, results=results, create=False), experiment)
     console = Console(soft_wrap=True, highlight=False)
     console.print(terminal_table(board))
@@ -102,6 +106,8 @@ def _compare(console: Console, board: Board, first: str, second: str) -> None:
     from rlflow.differences import compare
     from rlflow.registry import did_you_mean
 
+    if first == second:
+        raise UsageError(f"--compare: expected two different algorithms, found {first!r} twice")
     known = [entrant.algorithm for entrant in board.entrants]
     for name in (first, second):
         if name not in known:
