@@ -30,6 +30,7 @@ from rlflow.store import Store
 from rlflow.suite import Suite, parse_suite
 from rlflow.tracking import start_seed
 from tests.matrix_command import Meanwhile, invoke, tags
+from tests.mlflow_layout import assert_layout
 from tests.toys import EXPERIMENT, SUITE
 
 pytest_plugins = ("tests.mlflow_fixtures",)
@@ -146,6 +147,8 @@ def test_a_matrix_is_idempotent_refuses_changes_and_adds_algorithms(store: Store
     board = results / "quick" / "toys@1"
     assert {"leaderboard.md", "leaderboard.html", "leaderboard.csv"} <= {path.name for path in board.iterdir()}
 
+    assert_layout(store, EXPERIMENT, parse_suite(SUITE, "toys.yaml").digest, [0, 32, 64, 96])
+
     added = invoke(suite, results, "--add", "reinforce_pp")
     assert added.exit_code == 0, added.output
     assert "1 of 3 seeds to run" in added.output
@@ -222,7 +225,7 @@ def test_a_seed_that_others_run_is_left_to_them_and_owed(store: Store, tmp_path:
     shown = invoke(path, results, "--only", "ppo")
     assert shown.exit_code == 1, shown.output
     assert re.search(r"ppo toy +running", shown.output)
-    assert "0 of 1 seeds to run" in shown.output
+    assert "0 of 1 seeds to run\n" in shown.output
     assert "1 seeds were being trained by other processes" in shown.output
     elsewhere.finish("interrupted")
 

@@ -11,8 +11,10 @@ from typer.testing import CliRunner
 
 from rlflow.cli import app
 from rlflow.leaderboard import read_board
-from rlflow.store import ensure_experiment, open_store, search_runs
+from rlflow.store import open_store
+from rlflow.suite import parse_suite
 from tests.matrix_command import invoke
+from tests.mlflow_layout import assert_layout
 from tests.servers import Server
 from tests.toys import EXPERIMENT, SUITE
 
@@ -52,17 +54,8 @@ def test_a_matrix_on_a_server_has_the_board_of_one_on_a_file(server: Server, tmp
     ]
     assert all(len(c.seconds) == len(c.steps) == 4 for c in cells)
 
-    # What the UI shows: the note, the board's files, a curve on each cell, samples and a checkpoint on each seed.
-    experiment = remote.client.get_experiment_by_name(EXPERIMENT)
-    assert experiment.tags["mlflow.note.content"].startswith(f"# Leaderboard {EXPERIMENT}")
-
-    def files(kind: str, folder: str = "") -> list[set[str]]:
-        runs = search_runs(remote, ensure_experiment(remote, EXPERIMENT), {"kind": kind})
-        return [{file.path for file in remote.client.list_artifacts(run.info.run_id, folder)} for run in runs]
-
-    assert {"leaderboard.md", "leaderboard.html", "MANIFEST.json", "figures"} <= files("leaderboard")[0]
-    assert [paths & {"curve.svg"} for paths in files("cell")] == [{"curve.svg"}] * 2
-    assert files("seed", "checkpoints") == [{"checkpoints/last.ckpt"}] * 2
+    # What the UI shows: the note, the board's files, a curve on each cell, tags, params and a checkpoint on each seed.
+    assert_layout(remote, EXPERIMENT, parse_suite(SUITE, "toys.yaml").digest, [0, 32, 64, 96])
 
     script = six_lines(server.uri, EXPERIMENT)
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
