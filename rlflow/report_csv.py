@@ -10,7 +10,7 @@ from rlflow import stats
 from rlflow.board import Board
 from rlflow.equal_cost import EqualCost
 from rlflow.leaderboard_runs import COSTS
-from rlflow.shapes import shape_of
+from rlflow.learning import learning_of
 
 ENTRANT_FIELDS = ("rank", "tier", "algorithm", "M", "M_low", "M_high", "M_plain_low", "M_plain_high", "iqm")
 RANK_FIELDS = ("optimality_gap", "mean_rank", "p_first", "iqm_low", "iqm_high", "gap_low", "gap_high")
@@ -60,7 +60,7 @@ def seeds_csv(board: Board) -> str:
     for entrant in board.entrants:
         for column, cell in sorted(entrant.cells.items()):
             for seed in cell.seeds:
-                found = shape_of(cell, seed)
+                found = learning_of(cell, seed)
                 shape = [found.area, *found.reached, found.drop] if found else [""] * (2 + len(levels))
                 line = [entrant.algorithm, column, cell.policy, seed.seed, seed.outcome, seed.final, seed.normalised]
                 spent = [seed.costs.get(name) for name in SPENT]

@@ -25,10 +25,11 @@ SPECIAL = {
 
 
 def latex(board: Board) -> str:
-    """A `tabular`: rank, algorithm, M with limits, one column per task, IQM, P(first), tier; notes below it."""
+    """A `tabular`: rank, algorithm, M with limits, a column per task, IQM, P(first), tier; notes and warnings below."""
     names = ["", "Algorithm", r"$M$ [95\,\%]", *map(escaped, board.columns), "IQM", r"$P$(first)", "Tier"]
     rows = [_row(board, entrant) for entrant in board.entrants]
     notes = [rf"\textsuperscript{{{number}}} {escaped(note)}." for number, note in enumerate(board.footnotes, start=1)]
+    notes += [f"Warning: {escaped(warning)}." for warning in board.warnings]
     lines = [
         f"% Leaderboard {board.suite}; {'; '.join(board.provenance)}",
         r"% needs \usepackage{booktabs}",

@@ -8,8 +8,8 @@ import numpy as np
 
 from rlflow import stats
 from rlflow.board import Board, Cell
+from rlflow.learning import learning_of
 from rlflow.report_values import ABSENT, duration_text, fixed_text, limits_text, or_absent, with_error
-from rlflow.shapes import shape_of
 
 MEASURES = (
     "Plain: percentile limits of M, too narrow for a few seeds. IQM: mean of the middle half of all runs. Optimality "
@@ -54,10 +54,10 @@ def learning_rows(board: Board) -> list[list[str]]:
     """Area, drop and samples to the milestones of every cell that has a finished seed."""
     rows = []
     for algorithm, column, cell in _cells(board):
-        shapes = [shape for seed in cell.seeds if (shape := shape_of(cell, seed)) is not None]
-        if shapes:
-            texts = [with_error(np.array(values)) for values in zip(*((s.area, s.drop) for s in shapes), strict=True)]
-            reached = [_reached(samples) for samples in zip(*(shape.reached for shape in shapes), strict=True)]
+        found = [learned for seed in cell.seeds if (learned := learning_of(cell, seed)) is not None]
+        if found:
+            texts = [with_error(np.array(values)) for values in zip(*((f.area, f.drop) for f in found), strict=True)]
+            reached = [_reached(samples) for samples in zip(*(f.reached for f in found), strict=True)]
             rows.append([algorithm, column, *texts, *reached])
     return rows
 

@@ -121,24 +121,6 @@ def may_pass(error: Exception) -> bool:
 
 
 @contextmanager
-def telling_absence(store: Store) -> Iterator[None]:
-    """Say what to do where a request of the block failed because the server has gone.
-
-    Raises:
-        TrackingError: In place of the request's own error; a database's errors stay what they are.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not may_pass(error) or answers(store):
-            raise
-        raise TrackingError(
-            f"expected the tracking server at {store.uri} to answer, found it gone; start it and give the same "
-            "command again: what it missed is kept and delivered"
-        ) from error
-
-
-@contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on `path` against every other process (and thread) of this machine."""
     with path.open("a") as handle:

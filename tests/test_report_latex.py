@@ -21,4 +21,6 @@ def test_latex_has_one_cell_per_column_and_no_bare_special_characters() -> None:
     assert r"6.000 $\pm$ 1.000\textsuperscript{1} (0.60)" in rows[1]
     assert "(0.90) (1/2)" in rows[2]
     assert r"50 \% \& more." in text
+    warned = make_board("toy@1", "d1", cells, warnings=["seed_0 is owed"])
+    assert r"more. Warning: seed\_0 is owed.}" in latex(warned)
     assert not re.search(r"(?<!\\)[_#]", "\n".join(rows))

@@ -12,15 +12,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from rlflow import store as store_module
-from rlflow.store import Store, TrackingError, ensure_experiment, open_store, telling_absence
+from rlflow.store import Store, TrackingError, ensure_experiment, open_store
 
 pytest_plugins = ("tests.mlflow_fixtures",)
-
-# No server listens on the discard port.
-NOBODY = "http://127.0.0.1:9"
 
 
 def test_a_new_database_waits_for_other_writers(store: Store, tmp_path: Path) -> None:
@@ -89,22 +85,6 @@ def test_a_server_that_does_not_answer_is_one_quick_error(tmp_path: Path, monkey
         silent.listen()
         with pytest.raises(TrackingError, match=r"found none within 0\.3 s"):
             open_store(f"http://127.0.0.1:{silent.getsockname()[1]}", results=tmp_path)
-
-
-def test_a_server_that_has_gone_is_told_and_other_errors_are_not_its_own(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in store_module.CLIENT_LIMITS.items():
-        monkeypatch.setenv(name, value)
-    gone = Store(uri=NOBODY, client=MlflowClient(NOBODY), lock_path=tmp_path / "lock", artifact_root=None)
-    told = rf"{NOBODY} to answer, found it gone; start it and give the same command"
-    with pytest.raises(TrackingError, match=told), telling_absence(gone):
-        gone.client.get_experiment_by_name("toy@1")
-    with pytest.raises(ValueError, match="a bug"), telling_absence(gone):
-        raise ValueError("a bug")
-    # A database cannot go away: its error is what has to be seen.
-    with pytest.raises(OSError, match="a full disk"), telling_absence(store):
-        raise OSError("a full disk")
 
 
 @pytest.mark.parametrize("uri", ["results/mlruns", "file:///tmp/mlruns"])

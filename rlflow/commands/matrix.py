@@ -143,10 +143,10 @@ def _run(
         console.print(grid(jobs, estimate_s(jobs), place.num_jobs))
         if dry_run or store is None:
             return
-        from rlflow.store import telling_absence
+        from rlflow.outages import told
         from rlflow.tracking import ensure_board
 
-        with telling_absence(store):
+        with told(store):
             ensure_board(store, experiment, suite_plan(suite, seeds, added))
             ended, stopped = _train(jobs, store, place, tracking_uri or store.uri, results)
             _print_board(console, store, experiment, results / budget / f"{suite.name}@{suite.version}")

@@ -9,8 +9,8 @@ from rlflow.board import Cell, SeedResult
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Of one finished run.
+class Learning:
+    """How one finished run has learned.
 
     Attributes:
         area: Mean height of the curve over the budget, in units of the raw score.
@@ -23,12 +23,12 @@ class Shape:
     drop: float
 
 
-def shape_of(cell: Cell, seed: SeedResult) -> Shape | None:
-    """The shape of a seed of `cell`; None where it has not finished or does not count."""
+def learning_of(cell: Cell, seed: SeedResult) -> Learning | None:
+    """How a seed of `cell` has learned; None where it has not finished or does not count."""
     if seed.outcome != "finished" or seed.final is None:
         return None
     z = stats.normalised_score(seed.scores, cell.anchor_base, cell.anchor_reference)
-    return Shape(
+    return Learning(
         area=stats.area_under_curve(seed.steps, seed.scores),
         reached=tuple(stats.samples_to_reach(seed.steps, z, level) for level in stats.MILESTONES),
         drop=stats.drop(seed.scores, seed.final),
