@@ -50,7 +50,9 @@ pre { overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; font-siz
   table.board tr { border: 1px solid var(--rule); border-radius: 8px; margin: .6rem 0; padding: .3rem .2rem; }
   table.board td { display: grid; grid-template-columns: 46% 54%; border: 0; padding: .2rem .6rem; }
   table.board td::before { content: attr(data-label); color: var(--soft); font-size: .85em; overflow-wrap: anywhere; }
-  figure { padding: .5rem; overflow-x: auto; background:
+  .scroll table:not(.board) td { white-space: nowrap; }
+  figure { padding: .5rem; overflow-x: auto; }
+  figure, .scroll { background:
     linear-gradient(to right, var(--paper) 50%, transparent) left / 3rem 100% no-repeat local,
     linear-gradient(to left, var(--paper) 50%, transparent) right / 3rem 100% no-repeat local,
     linear-gradient(to right, var(--soft), transparent) left / .7rem 100% no-repeat,

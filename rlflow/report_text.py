@@ -45,10 +45,11 @@ METHOD = (
     "M is the mean over tasks of the mean over seeds of the normalised final score: 0 is the untrained policy, 1 the "
     "task's reference, not clipped. The final score is the mean of the last 10 % of the evaluations (at least three), "
     "never the best checkpoint. Brackets are 95 % expanded percentile limits of a bootstrap stratified by task "
-    f"({stats.NUM_REPLICATES:,} replicates); one seed has none. n/N counts the seeds with a result among those "
-    "launched; a diverged seed counts as 0; an entrant that owes a seed or a task is shown but not ranked. Entrants of "
-    "one tier are not shown to differ from its leader (exact stratified permutation test on M, Holm over all pairs, "
-    "5 %). Wall is training time without evaluation, all seeds together."
+    f"({stats.NUM_REPLICATES:,} replicates); one seed has none, five are the default, and that one entrant is better "
+    "than another is a claim for ten. n/N counts the seeds with a result among those launched; a diverged seed counts "
+    "as 0; an entrant that owes a seed or a task is shown but not ranked. Entrants of one tier are not shown to differ "
+    "from its leader (exact stratified permutation test on M, Holm over all pairs, 5 %). Wall is training time without "
+    "evaluation, all seeds together."
 )
 GUARDS = (
     "Held-out metrics that are no part of the reward and are not ranked: a score that rises while they fall is hacked."

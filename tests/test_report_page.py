@@ -168,6 +168,18 @@ def test_a_narrow_page_sorts_by_a_list_of_the_columns(browser: Browser, address:
     page.close()
 
 
+def test_numbers_of_a_narrow_page_stay_on_one_line(browser: Browser, address: str) -> None:
+    page, _ = opened(browser, address, NARROW)
+    lines = page.eval_on_selector_all(
+        ".scroll table:not(.board) td",
+        "es => es.map(e => e.getBoundingClientRect().height / parseFloat(getComputedStyle(e).lineHeight))",
+    )
+    # Measures alone has six columns of four entrants; padding is less than a second line.
+    assert len(lines) > 24
+    assert max(lines) < 2
+    page.close()
+
+
 def test_the_button_changes_the_theme(browser: Browser, address: str) -> None:
     page, _ = opened(browser, address, theme="dark")
     dark = page.eval_on_selector("body", "e => getComputedStyle(e).backgroundColor")
