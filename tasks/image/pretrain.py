@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import save_file
@@ -46,6 +47,11 @@ class PretrainConfig:
         wrong_caption_steps: last steps, in which some captions belong to another image. A sharp base then trusts
             its caption too little, as web-trained models do, and RL has something to correct other than blur.
         wrong_caption_fraction: share of such captions: .08 left too little to gain, .15 a score of .355, .3 of .198.
+        wrong_caption_rate: 0, the wrong captions are learned while both rates fall once, over the whole run. Above 0,
+            the rates fall to zero on right captions alone, which sharpens the base as far as it will get, and rise
+            again to this share of themselves for the wrong ones. Too high forgets how to draw, too low changes nothing.
+        wrong_caption_layers: what learns from the wrong captions: `all`, or `caption`, the layers that read it; the
+            convolutions then draw as they did on right captions.
         muon_lr: step size of matrices and kernels.
         adam_lr: step size of everything else (edges, norms, biases, embeddings).
         warmup_steps: linear warm-up of both rates.
@@ -59,6 +65,8 @@ class PretrainConfig:
     batch: int = 128
     wrong_caption_steps: int = 200
     wrong_caption_fraction: float = 0.12
+    wrong_caption_rate: float = 0.0
+    wrong_caption_layers: Literal["all", "caption"] = "all"
     muon_lr: float = 0.02
     adam_lr: float = 2e-3
     warmup_steps: int = 50
@@ -130,6 +138,8 @@ def pretrain_base(out: Path, seed: int, config: PretrainConfig, subject: Subject
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * scale
         late = step > config.steps - config.wrong_caption_steps
+        if late and config.wrong_caption_layers == "caption":
+            network.freeze_drawing()
         loss = _loss(network, subject, config, generator, config.wrong_caption_fraction if late else 0.0)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -157,7 +167,16 @@ def _optimizers(network: ShapesNet, config: PretrainConfig) -> list[torch.optim.
 
 
 def _rate(step: int, config: PretrainConfig) -> float:
-    left = (config.steps - step) / max(1.0, config.decay_fraction * config.steps)
+    clean = config.steps - config.wrong_caption_steps
+    if not config.wrong_caption_rate:
+        return _leg(step, config.steps, config)
+    if step <= clean:
+        return _leg(step, clean, config)
+    return config.wrong_caption_rate * _leg(step - clean, config.wrong_caption_steps, config)
+
+
+def _leg(step: int, steps: int, config: PretrainConfig) -> float:
+    left = (steps - step) / max(1.0, config.decay_fraction * steps)
     return min(1.0, step / config.warmup_steps, left)
 
 

@@ -1,6 +1,7 @@
 """The base is a function of the seed, learns, and is written with its recipe; Muon orthogonalises."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,37 @@ def test_learning_rate_schedule_by_hand() -> None:
     config = PretrainConfig(steps=100, warmup_steps=10, decay_fraction=0.5)
     # Warm-up: 5/10. Plateau: 1. Decay over the last 50 steps: (100 - 75)/50 = .5; the last step is 0.
     assert [pretrain._rate(step, config) for step in (5, 50, 75, 100)] == [0.5, 1.0, 0.5, 0.0]
+
+
+def test_learning_rate_rises_again_for_wrong_captions_by_hand() -> None:
+    config = PretrainConfig(
+        steps=60, wrong_caption_steps=20, wrong_caption_rate=0.3, warmup_steps=10, decay_fraction=0.5
+    )
+    # 40 right steps: warm-up 5/10, plateau, (40 - 30)/20, 0. Then 20 at .3 of that: 5/10, 10 of 20, (20 - 15)/10, 0.
+    found = [pretrain._rate(step, config) for step in (5, 20, 30, 40, 45, 50, 55, 60)]
+    assert found == pytest.approx([0.5, 1.0, 0.5, 0.0, 0.15, 0.3, 0.15, 0.0])
+
+
+def test_wrong_captions_leave_the_drawing_layers_alone(tmp_path: Path) -> None:
+    # The average is the network itself; at the end of the right captions both runs are the same.
+    settings = {"batch": 2, "log_every": 0, "ema_decay": 0.0, "wrong_caption_rate": 0.5, "warmup_steps": 1}
+    right = PretrainConfig(steps=2, wrong_caption_steps=0, **settings)
+    wrong = {"steps": 4, "wrong_caption_steps": 2, "wrong_caption_fraction": 1.0, "decay_fraction": 0.5}
+    both = {layers: PretrainConfig(wrong_caption_layers=layers, **wrong, **settings) for layers in ("caption", "all")}
+    runs = {"right": replace(right, decay_fraction=0.5), **both}
+    for name, config in runs.items():
+        pretrain_shapes(tmp_path / name, 0, config)
+    weights = {name: load_file(tmp_path / name / "model.safetensors") for name in runs}
+    drawing = [name for name, value in weights["right"].items() if value.ndim == 4]
+    assert len(drawing) > 15
+
+    def moved(run: str, names: list[str]) -> list[bool]:
+        return [not torch.equal(weights[run][name], weights["right"][name]) for name in names]
+
+    assert not any(moved("caption", drawing))
+    # Some kernels stand behind weights that are still zero.
+    assert sum(moved("all", drawing)) > 10
+    assert any(moved("caption", [name for name in weights["right"] if name.startswith("attend")]))
 
 
 def test_euler_follows_a_constant_velocity() -> None:
