@@ -160,7 +160,7 @@ def _dataset(source: str, split: str, column: str) -> Iterator[Prompt]:
     try:
         import datasets
     except ImportError as error:
-        raise ImportError("prompts from a dataset need `datasets`; pip install 'rlflow[image]'") from error
+        raise ImportError("prompts from a dataset need `datasets`; pip install datasets") from error
     folder = Path(source)
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         table = datasets.load_from_disk(source)
