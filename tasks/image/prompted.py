@@ -49,7 +49,7 @@ class Prompted(Task):
             its rollout. Too few: slow; too many: out of memory. `update.micro_batch` should be a multiple of it.
         prompts: What `tasks.image.prompt_sets.read_prompts` reads: `geneval`, `ocr`, a .txt or .jsonl file, a dataset.
         num_prompts: Prompts of a generated set.
-        overlong: Prompts over `model.max_tokens`: `refuse` the run, or `truncate` them as the pipeline does; their
+        overlong: Prompts over `model.max_tokens`, or over what the encoders read: `refuse` the run, or `truncate` them as the pipeline does; their
             number is logged as `rollout/overlong_prompts`.
         rewards: What `tasks.image.rewards.open_rewards` opens: weight by name, or settings by name.
         normalise: `sum` of weighted rewards, or `per_reward`, each normalised in its group first.
@@ -287,18 +287,8 @@ class Prompted(Task):
         )  # fmt: skip
         texts = [prompt.text for prompt in self._catalogue.prompts]
         kept = PromptEmbeddings(adapter, texts, model.negative_prompt, model.cached_prompts)
-        if kept.overlong and self.overlong == "refuse":
-            raise ValueError(
-                f"task.prompts: {len(kept.overlong)} of {len(texts)} prompts have more than model.max_tokens = "
-                f"{adapter.max_tokens} tokens, the first is {kept.overlong[0][:60]!r}; raise it, shorten them, or set "
-                "task.overlong=truncate"
-            )
-        tokens = adapter.num_tokens(model.negative_prompt) if adapter.takes_negative else 0
-        if tokens > adapter.max_tokens and self.overlong == "refuse":
-            raise ValueError(
-                f"task.model.negative_prompt has {tokens} tokens, more than model.max_tokens = {adapter.max_tokens}; "
-                "raise it, shorten the prompt, or set task.overlong=truncate"
-            )
+        if self.overlong == "refuse":
+            kept.refuse_overlong()
         return kept
 
 

@@ -90,6 +90,11 @@ class Adapter(ABC):
         """P, the width of a pooled prompt embedding."""
         return int(self.config.pooled_projection_dim)
 
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Longest prompt that is read to its end."""
+        return self.max_tokens
+
     @abstractmethod
     def num_tokens(self, text: str) -> int:
         """Length of a prompt for the encoder that `max_tokens` limits, without cutting it."""

@@ -26,11 +26,32 @@ class PromptEmbeddings:
         self.negative = negative
         self.limit = limit
         lengths = {text: adapter.num_tokens(text) for text in dict.fromkeys(self.texts)}
-        self.overlong = [text for text, length in lengths.items() if length > adapter.max_tokens]
+        self.overlong = [text for text, length in lengths.items() if length > adapter.max_prompt_tokens]
         cut = {min(length, adapter.max_tokens) for length in lengths.values()}
         self._longest = max(cut) if len(cut) > 1 else None
         self._kept: OrderedDict[str, Rows] = OrderedDict()
         self.num_encoded = 0
+
+    def refuse_overlong(self) -> None:
+        """Refuse texts that an encoder would cut.
+
+        Raises:
+            ValueError: Names the limit and the first text.
+        """
+        adapter, limit = self.adapter, self.adapter.max_prompt_tokens
+        shown = f"model.max_tokens = {limit} tokens" if limit == adapter.max_tokens else f"the {limit} tokens of CLIP"
+        advice = "raise it, shorten them" if limit == adapter.max_tokens else "shorten them, take a model with T5"
+        if self.overlong:
+            raise ValueError(
+                f"task.prompts: {len(self.overlong)} of {len(self.texts)} prompts have more than {shown}, the first is "
+                f"{self.overlong[0][:60]!r}; {advice}, or set task.overlong=truncate"
+            )
+        tokens = adapter.num_tokens(self.negative) if adapter.takes_negative else 0
+        if tokens > limit:
+            raise ValueError(
+                f"task.model.negative_prompt has {tokens} tokens, more than {shown}; {advice}, or set "
+                "task.overlong=truncate"
+            )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PromptEmbeddings:
         """A copy of the network reads the same cache."""

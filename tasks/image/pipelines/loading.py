@@ -53,13 +53,16 @@ def open_adapter(model: str, dtype: str, *, height: int, width: int, max_tokens:
     return adapter_class(pipeline, height=height, width=width, max_tokens=max_tokens, offload=offload)
 
 
-def _frozen_parts(model: str, dtype: torch.dtype) -> dict[str, nn.Module]:
-    """Text encoders of `dtype` and the VAE in float32, each with all of its weights."""
+def _frozen_parts(model: str, dtype: torch.dtype) -> dict[str, nn.Module | None]:
+    """Text encoders of `dtype` and the VAE in float32, each with all of its weights; None for what was left out."""
     from diffusers import DiffusionPipeline
 
-    parts = {}
+    parts: dict[str, nn.Module | None] = {}
     for name, where in DiffusionPipeline.load_config(model).items():
-        if name == "vae" or (name.startswith("text_encoder") and where[0] is not None):
+        if isinstance(where, list) and where[0] is None:
+            # SD3 saved without T5: its pipeline takes that as given, not as read from the folder.
+            parts[name] = None
+        elif name == "vae" or name.startswith("text_encoder"):
             kind = getattr(import_module(where[0]), where[1])
             parts[name] = load_complete(kind, model, name, torch.float32 if name == "vae" else dtype)
     return parts

@@ -28,6 +28,13 @@ class Sd3(Adapter):
         """Channels of the transformer's input."""
         return int(self.config.in_channels)
 
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Without T5 no more than CLIP reads; the embeddings still have `max_tokens` rows, of zeros."""
+        if self.pipeline.tokenizer_3 is not None:
+            return self.max_tokens
+        return min(self.max_tokens, int(self.pipeline.tokenizer.model_max_length))
+
     def num_tokens(self, text: str) -> int:
         """Of T5; of CLIP where the model was saved without T5."""
         return len((self.pipeline.tokenizer_3 or self.pipeline.tokenizer)(text).input_ids)

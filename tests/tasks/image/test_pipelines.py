@@ -17,11 +17,13 @@ from tasks.image.pipelines import adapter as adapter_module
 from tasks.image.pipelines.denoiser import Denoiser
 from tasks.image.pipelines.embeddings import PromptEmbeddings
 from tasks.image.pipelines.loading import ModelError, build_denoiser, open_adapter, save_trained
-from tests.tasks.image.tiny_pipelines import save_flux, save_qwen, save_sd3
+from tests.tasks.image.tiny_pipelines import save_flux, save_qwen, save_schnell, save_sd3, save_sd35
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
 PROMPTS = ["a red cube", "two cats", "a green sphere left of a cup"]
-SAVERS: dict[str, Callable[[Path], Path]] = {"sd3": save_sd3, "flux": save_flux, "qwen": save_qwen}
+SAVERS: dict[str, Callable[[Path], Path]] = {
+    "sd3": save_sd3, "sd35": save_sd35, "flux": save_flux, "schnell": save_schnell, "qwen": save_qwen,
+}  # fmt: skip
 SEEDS = (11, 12)
 FLOW = ScheduledFlowConfig(train_steps=4, eval_steps=3, noise_level=0.0, num_probes=1)
 
@@ -53,7 +55,9 @@ def policy(actor: Denoiser, flow: ScheduledFlowConfig = FLOW, requires: str = "l
 def diffusers_pipeline(model: str) -> Any:
     from diffusers import DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(model)
+    index = DiffusionPipeline.load_config(model)
+    without = {part: None for part, where in index.items() if isinstance(where, list) and where[0] is None}
+    pipeline = DiffusionPipeline.from_pretrained(model, **without)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -61,7 +65,7 @@ def diffusers_pipeline(model: str) -> Any:
 def answers(pipeline: Any, name: str, guidance: float, steps: int, prompt: str = PROMPTS[0], **more: Any) -> Any:
     """Latents and images of the pipeline's own call."""
     kwargs = {"guidance_scale": guidance, "negative_prompt": "blurry"}
-    if name == "flux":
+    if name in ("flux", "schnell"):
         kwargs = {"guidance_scale": guidance}
     elif name == "qwen":
         kwargs = {"true_cfg_scale": guidance, "negative_prompt": "blurry"}
@@ -88,18 +92,15 @@ def nudge(actor: Denoiser, scale: float = 0.05) -> None:
 @pytest.mark.parametrize("name", SAVERS)
 def test_without_noise_samples_are_the_pipelines_own(models: dict[str, str], name: str, guidance: float) -> None:
     kept = embeddings(models[name], PROMPTS[:1])
-    flow = policy(denoiser(kept, models[name], guidance=guidance))
+    # All steps of the training sampler are deterministic where nothing asks for their likelihood.
+    flow = policy(denoiser(kept, models[name], guidance=guidance), requires="elbo")
     noise, context = Noise(generator=generator(0)), {"prompt": torch.tensor([0, 0])}
     initial = kept.adapter.initial(SEEDS)
     assert initial.std() > 0.5
     for train, steps in ((True, 4), (False, 3)):
         latents, images = answers(diffusers_pipeline(models[name]), name, guidance, steps)
         with torch.no_grad():
-            if train:
-                # All steps of the training sampler are deterministic where nothing asks for their likelihood.
-                sample = policy(flow.actor, requires="elbo").sample(context, noise, initial=initial)["sample"]
-            else:
-                sample = flow.sample(context, noise, train=False, initial=initial)["sample"]
+            sample = flow.sample(context, noise, train=train, initial=initial)["sample"]
         assert torch.equal(sample, latents)
         assert torch.equal(kept.adapter.decode(sample, 2), images)
         assert images.std() > 0.01
@@ -223,7 +224,7 @@ def test_an_exported_lora_draws_the_same_image_in_diffusers(models: dict[str, st
     nudge(actor)
     save_trained(actor, tmp_path)
     with torch.no_grad():
-        sample = policy(actor).sample(
+        sample = policy(actor, requires="elbo").sample(
             {"prompt": torch.tensor([0, 0])}, Noise(generator=generator(0)), train=False,
             initial=kept.adapter.initial(SEEDS),
         )["sample"]  # fmt: skip
@@ -238,13 +239,22 @@ def test_an_exported_lora_draws_the_same_image_in_diffusers(models: dict[str, st
     assert (images - without).abs().max() > 1e-3
 
 
-def test_a_transformer_trained_in_full_is_saved_for_diffusers(models: dict[str, str], tmp_path: Path) -> None:
-    from diffusers import SD3Transformer2DModel
+@pytest.mark.parametrize("name", SAVERS)
+def test_a_transformer_trained_in_full_is_saved_for_diffusers(
+    models: dict[str, str], name: str, tmp_path: Path
+) -> None:
+    import diffusers
 
-    actor = denoiser(embeddings(models["sd3"]), models["sd3"], lora_rank=0)
+    actor = denoiser(embeddings(models[name]), models[name], lora_rank=0)
+    flow = policy(actor, ScheduledFlowConfig(train_steps=3, window=1, noise_level=0.7))
+    flow.log_prob(roll(flow, torch.tensor([0, 1]))).sum().backward()
+    # Only the text side of a last block may lead nowhere.
+    idle = [parameter for parameter in actor.parameters() if parameter.grad is None]
+    assert sum(p.numel() for p in idle) < 0.2 * sum(p.numel() for p in actor.parameters())
     nudge(actor)
     save_trained(actor, tmp_path)
-    loaded = SD3Transformer2DModel.from_pretrained(tmp_path, subfolder="transformer").state_dict()
+    kind = getattr(diffusers, type(actor.transformer).__name__)
+    loaded = kind.from_pretrained(tmp_path, subfolder="transformer").state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in actor.transformer.state_dict().items())
 
 
@@ -279,6 +289,15 @@ def test_prompts_too_long_for_the_encoder_are_found(models: dict[str, str]) -> N
     # The tokenizer made here has a token for the start of a word, one per letter, and one for the end.
     assert adapter.num_tokens("ab") == 4
     assert PromptEmbeddings(adapter, ["ab" * 30, "ab"], "", limit=4).overlong == ["ab" * 30]
+    # Without T5 the encoder that reads furthest is CLIP, whose tokenizer here stops at 24, whatever is asked for.
+    adapter = embeddings(models["sd35"]).adapter
+    assert (adapter.max_prompt_tokens, adapter.num_tokens("ab" * 11), adapter.num_tokens("ab" * 12)) == (24, 24, 26)
+    kept = PromptEmbeddings(adapter, ["ab" * 12, "ab" * 11], "", limit=4)
+    assert kept.overlong == ["ab" * 12]
+    with pytest.raises(ValueError, match=r"task\.prompts: 1 of 2 prompts have more than the 24 tokens of CLIP"):
+        kept.refuse_overlong()
+    # Its embeddings are as long as asked for all the same, as the pipeline's own.
+    assert kept.rows(torch.tensor([1]), torch.device("cpu"))["prompt"].shape[1] == 24 + 40
 
 
 def test_frozen_parts_leave_the_device_after_use(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

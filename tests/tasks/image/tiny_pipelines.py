@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +12,15 @@ END, START = "<|endoftext|>", "<|startoftext|>"
 
 def save_sd3(folder: Path) -> Path:
     """A StableDiffusion3Pipeline whose images are twice the latents' size."""
+    return _save_sd3(folder, t5=True)
+
+
+def save_sd35(folder: Path) -> Path:
+    """SD3.5 Medium's transformer, with normalised queries and keys and a second attention, saved without T5."""
+    return _save_sd3(folder, t5=False, qk_norm="rms_norm", dual_attention_layers=(0,))
+
+
+def _save_sd3(folder: Path, *, t5: bool, **blocks: Any) -> Path:
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
     from transformers import CLIPTextModelWithProjection
 
@@ -18,7 +28,7 @@ def save_sd3(folder: Path) -> Path:
     transformer = SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
         num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=32, pooled_projection_dim=64,
-        pos_embed_max_size=16,
+        pos_embed_max_size=16, **blocks,
     )  # fmt: skip
     pipeline = StableDiffusion3Pipeline(
         transformer=_woken(transformer),
@@ -28,8 +38,8 @@ def save_sd3(folder: Path) -> Path:
         tokenizer=_clip_tokenizer(),
         text_encoder_2=CLIPTextModelWithProjection(_clip_config()),
         tokenizer_2=_clip_tokenizer(),
-        text_encoder_3=_t5(),
-        tokenizer_3=_t5_tokenizer(),
+        text_encoder_3=_t5() if t5 else None,
+        tokenizer_3=_t5_tokenizer() if t5 else None,
     )
     pipeline.save_pretrained(folder)
     return folder
@@ -37,6 +47,15 @@ def save_sd3(folder: Path) -> Path:
 
 def save_flux(folder: Path) -> Path:
     """A FluxPipeline that is guidance-distilled, as FLUX.1-dev is."""
+    return _save_flux(folder, guidance=True, scheduler={"shift": 3.0, "use_dynamic_shifting": True})
+
+
+def save_schnell(folder: Path) -> Path:
+    """A FluxPipeline without guidance and without a dynamic shift, as FLUX.1-schnell is."""
+    return _save_flux(folder, guidance=False, scheduler={"shift": 1.0, "use_dynamic_shifting": False})
+
+
+def _save_flux(folder: Path, *, guidance: bool, scheduler: dict[str, Any]) -> Path:
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPTextModel
 
@@ -44,11 +63,11 @@ def save_flux(folder: Path) -> Path:
     transformer = FluxTransformer2DModel(
         patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
         num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=[4, 4, 8],
-        guidance_embeds=True,
+        guidance_embeds=guidance,
     )  # fmt: skip
     pipeline = FluxPipeline(
         transformer=_woken(transformer),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        scheduler=FlowMatchEulerDiscreteScheduler(**scheduler),
         vae=_vae(),
         text_encoder=CLIPTextModel(_clip_config()),
         tokenizer=_clip_tokenizer(),
