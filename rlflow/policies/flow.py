@@ -56,6 +56,11 @@ class FlowPolicy(Policy):
             grid: Number of steps to times `[steps + 1]` from 1 to 0; None means `linspace_shift`.
         """
         super().__init__(requires, reference)
+        if self.is_stochastic and config.noise_level == 0:
+            raise ValueError(
+                "flow.noise_level: expected above 0, found 0, where the algorithm asks for the likelihood of steps: "
+                "deterministic ones have none; raise it, or take an algorithm that asks for bounds"
+            )
         self.actor = actor
         self.shape = tuple(shape)
         self.config = config

@@ -55,6 +55,10 @@ class FlowConfig:
                 f"flow: expected train_steps >= 2, eval_steps >= 1, num_probes >= 1, found {self.train_steps}, "
                 f"{self.eval_steps}, {self.num_probes}"
             )
+        if self.noise_level < 0 or (self.sde == "cps" and self.noise_level > 1):
+            raise ValueError(
+                f"flow: expected noise_level >= 0, at most 1 for sde=cps, found {self.noise_level} for {self.sde}"
+            )
         last = self.window_start + self.window
         if self.window < 0 or last > self.train_steps - 1:
             raise ValueError(

@@ -98,11 +98,20 @@ def test_a_random_window_starts_anywhere_before_the_last_step():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"train_steps": 1}, {"num_probes": 0}, {"train_steps": 5, "window": 5}, {"window": 9, "window_start": 1}],
-)
+    [
+        {"train_steps": 1}, {"num_probes": 0}, {"train_steps": 5, "window": 5}, {"window": 9, "window_start": 1},
+        {"noise_level": -0.1}, {"sde": "cps", "noise_level": 1.1},
+    ],
+)  # fmt: skip
 def test_impossible_samplers_are_refused(settings):
     with pytest.raises(ValueError, match="flow: "):
         FlowConfig(**settings)
+
+
+def test_likelihoods_of_deterministic_steps_are_refused():
+    with pytest.raises(ValueError, match="expected above 0, found 0, where the algorithm asks for the likelihood"):
+        make(FlowConfig(train_steps=5, noise_level=0.0))
+    assert not make(FlowConfig(train_steps=5, noise_level=0.0), requires=frozenset({"elbo"})).is_stochastic
 
 
 def test_bounds_reuse_the_stored_probes():
