@@ -179,12 +179,22 @@ def test_train_sample_and_export_to_diffusers(store: Store, folder: Path, tmp_pa
     output = run("sample", str(tmp_path / "run"), "--out", str(tmp_path / "samples"))
     assert "images.png" in output
     # An evaluation afterwards leaves what that of training left, byte for byte, and its record.
-    run("eval", str(tmp_path / "run"))
+    run("eval", str(tmp_path / "run"), "--track", *results)
     kept, judged = (tmp_path / "run" / name / "000000016" for name in ("samples", "evaluations"))
     names = {"images.png", "base_and_trained.png", "generation.json", "by_kind.csv", "per_item.csv"}
     assert {path.name for path in kept.iterdir()} == names
     assert {path.name for path in judged.iterdir()} == names | {"evaluation.json"}
     assert all((judged / name).read_bytes() == (kept / name).read_bytes() for name in names)
+    # Both runs have the files in MLflow, and their metrics are the same to the last digit.
+    (later,) = search_runs(store, ensure_experiment(store, "eval@1"), {"kind": "evaluation"})
+    place = "samples/000000016"
+    for found, more in ((seed, set()), (later, {"evaluation.json"})):
+        logged = {Path(f.path).name for f in store.client.list_artifacts(found.info.run_id, place)}
+        assert logged == names - {"per_item.csv"} | more
+        assert [f.path for f in store.client.list_artifacts(found.info.run_id, "eval")] == ["eval/per_item.csv"]
+    metrics = {name: value for name, value in later.data.metrics.items() if name.startswith("eval/")}
+    assert metrics == {name: curve(name)[-1] for name in metrics}
+    assert {"eval/score", "eval/jpeg_compressibility"} <= set(metrics)
     # The example of the page, at this model's size.
     page = (Path(prompted.__file__).parents[2] / "docs" / "image.md").read_text()
     example = page.partition("```python\n")[2].partition("```")[0]
@@ -196,6 +206,28 @@ def test_train_sample_and_export_to_diffusers(store: Store, folder: Path, tmp_pa
         example = example.replace(written, meant)
     exec(example, {})
     assert (tmp_path / "image.png").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["surrogate.ratio_norm=true", "surrogate.step_weight=inverse_dt", "clip_low=1e-4", "clip_high=1e-4"],
+        ["surrogate.trust_region=divergence", "surrogate.divergence_limit=1e-5"],
+        ["beta=0.01", "task.flow.kl=velocity", "task.flow.sde=dance", "task.flow.noise_level=0.3"],
+        ["beta=0.01", "task.flow.kl=latent", "task.flow.sde=cps", "task.flow.grid=linspace_shift", "task.flow.shift=3"],
+        ["task.flow.window_place=random", "task.guidance=3", "task.normalise=per_reward", "task.group_noise=shared"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_options_of_the_sampler_and_of_flow_grpo(store: Store, folder: Path, tmp_path: Path, words: list[str]) -> None:
+    results = ["--results", str(store.lock_path.parent)]
+    given = [word if word.startswith("task.") else f"algorithm.{word}" for word in words]
+    run(*arguments(folder, "flow_grpo", tmp_path / "run", "trainer.budget=8", *given), *results)
+    (seed,) = search_runs(store, ensure_experiment(store, "train@1"), {"kind": "seed"})
+    (error,) = history(store, seed.info.run_id, "update/first_ratio_error")
+    assert error.value == 0.0
+    first, last = history(store, seed.info.run_id, "eval/score")
+    assert first.value != last.value
 
 
 @pytest.mark.parametrize(
