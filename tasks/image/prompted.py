@@ -49,8 +49,8 @@ class Prompted(Task):
             its rollout. Too few: slow; too many: out of memory. `update.micro_batch` should be a multiple of it.
         prompts: What `tasks.image.prompt_sets.read_prompts` reads: `geneval`, `ocr`, a .txt or .jsonl file, a dataset.
         num_prompts: Prompts of a generated set.
-        overlong: Prompts over `model.max_tokens`, or over what the encoders read: `refuse` the run, or `truncate` them as the pipeline does; their
-            number is logged as `rollout/overlong_prompts`.
+        overlong: Prompts over `model.max_tokens`, or over what the encoders read: `refuse` the run, or `truncate` them
+            as the pipeline does; their number is logged as `rollout/overlong_prompts`.
         rewards: What `tasks.image.rewards.open_rewards` opens: weight by name, or settings by name.
         normalise: `sum` of weighted rewards, or `per_reward`, each normalised in its group first.
         reference: What the policy's distance is measured from: the `initial` model, or the `behaviour` policy.
