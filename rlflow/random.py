@@ -6,7 +6,7 @@ All generators live on the CPU, so that CPU and CUDA runs, and one or many ranks
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -90,3 +90,33 @@ class Noise:
             return x.to(self.device)
         rows = x.shape[0] // self.world_size
         return x[self.rank * rows : (self.rank + 1) * rows].to(self.device)
+
+
+@dataclass(kw_only=True)
+class RowNoise(Noise):
+    """Draws each row from a generator of its own: a row's numbers do not depend on where and with which others it is.
+
+    Integers are still drawn from `generator`, once for all rows.
+
+    Attributes:
+        seeds: One for each row of this rank.
+    """
+
+    seeds: Sequence[int]
+
+    def __post_init__(self) -> None:
+        """Open the generators."""
+        self._rows = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal float32 of the local `shape [rows, ...]`."""
+        return self._drawn(torch.randn, shape)
+
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """Uniform float32 in [0, 1) of the local `shape [rows, ...]`."""
+        return self._drawn(torch.rand, shape)
+
+    def _drawn(self, draw: Callable[..., Tensor], shape: Sequence[int]) -> Tensor:
+        if shape[0] != len(self._rows):
+            raise ValueError(f"expected noise for {len(self._rows)} rows, one seed each, found {shape[0]} rows")
+        return torch.stack([draw(tuple(shape[1:]), generator=row) for row in self._rows]).to(self.device)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rlflow.random import STREAMS, Noise, Streams, derived_seed, generator
+from rlflow.random import STREAMS, Noise, RowNoise, Streams, derived_seed, generator
 
 
 def test_derived_seeds_differ_by_every_part_of_the_path():
@@ -34,6 +34,20 @@ def test_ranks_together_draw_the_batch_of_one_process(draw):
     whole = getattr(Noise(generator=generator(0)), draw)((4, 3))
     ranks = [getattr(Noise(generator=generator(0), rank=r, world_size=2), draw)((2, 3)) for r in (0, 1)]
     assert torch.equal(torch.cat(ranks), whole)
+
+
+@pytest.mark.parametrize("draw", ["normal", "uniform"])
+def test_a_row_with_its_own_seed_draws_the_same_among_any_others(draw):
+    def drawn(*seeds):
+        noise = RowNoise(generator=generator(0), seeds=seeds)
+        return torch.stack([getattr(noise, draw)((len(seeds), 3)) for _ in range(2)], dim=1)
+
+    both = drawn(7, 8)
+    assert torch.equal(drawn(9, 8, 7)[[2, 1]], both)
+    # Neither two rows nor two draws are alike.
+    assert len({tuple(row) for row in both.flatten(0, 1).tolist()}) == 4
+    with pytest.raises(ValueError, match="expected noise for 2 rows, one seed each, found 3"):
+        getattr(RowNoise(generator=generator(0), seeds=(1, 2)), draw)((3, 1))
 
 
 def test_integer_is_the_same_on_every_rank_and_within_its_range():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlflow.policies.flow import FlowPolicy
-from rlflow.random import Noise, derived_seed, generator
+from rlflow.random import RowNoise, derived_seed, generator
 from rlflow.task import Evaluation, SampleWriter
 from tasks.image.catalogue import Catalogue
 from tasks.image.diversity import cosine_diversity, pixel_diversity, thumbnails
@@ -146,11 +146,13 @@ class Judge:
         settings = self.settings
         rows = torch.tensor(numbers).repeat_interleave(settings.images_per_prompt)
         seeds = [derived_seed(settings.seed, name, row) for row in range(len(rows))]
-        # For a stochastic sampler, which would else draw other noise in every evaluation.
-        fixed = Noise(generator=generator(settings.seed, name), device=device)
+        shared = generator(settings.seed, name)
         for begin in range(0, min(len(rows), limit or len(rows)), self.rows_per_pass):
             part = slice(begin, begin + self.rows_per_pass)
             start = self.adapter.initial(seeds[part]).to(device)
+            # For a stochastic sampler, which would else draw other noise in every evaluation, or by the pass.
+            steps = [derived_seed(seed, "steps") for seed in seeds[part]]
+            fixed = RowNoise(generator=shared, device=device, seeds=steps)
             with cast(Denoiser, flow.actor).guided(settings.guidance):
                 context = {"prompt": rows[part].to(device)}
                 latents = flow.sample(context, fixed, train=False, initial=start)["sample"]

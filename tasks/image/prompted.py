@@ -16,7 +16,7 @@ from rlflow.policies.flow import FlowPolicy
 from rlflow.policies.flow_config import ScheduledFlowConfig
 from rlflow.policies.heads import ContextHead, mlp, partition_mlp
 from rlflow.policy import Policy
-from rlflow.random import Noise, derived_seed
+from rlflow.random import Noise, RowNoise, derived_seed
 from rlflow.rollout import Rollout
 from rlflow.task import Anchors, Evaluation, Task
 from tasks.image.catalogue import Catalogue, open_catalogue
@@ -180,13 +180,14 @@ class Prompted(Task):
         numbers = starts.cpu().repeat_interleave(self.group_size)
         iteration = noise.integer(_MAX_SEED)
         shared = self.group_noise == "shared" and flow.is_stochastic
-        seeds = [
-            derived_seed(iteration, number, 0 if shared else row % self.group_size)
-            for row, number in enumerate(numbers.tolist())
-        ]
+        images = [(number, row % self.group_size) for row, number in enumerate(numbers.tolist())]
+        seeds = [derived_seed(iteration, number, 0 if shared else place) for number, place in images]
+        drawn = RowNoise(
+            generator=noise.generator, device=device, seeds=[derived_seed(iteration, "steps", *i) for i in images]
+        )
         pooled = self._embeddings.pooled(numbers, device)
         context = {"prompt": numbers.to(device), "pooled": pooled}
-        action = flow.sample(context, noise, initial=self._embeddings.adapter.initial(seeds).to(device))
+        action = flow.sample(context, drawn, initial=self._embeddings.adapter.initial(seeds).to(device))
         flags = torch.ones(len(numbers), 1, dtype=torch.bool, device=device)
         groups = torch.arange(len(starts), device=device)
         return Rollout(

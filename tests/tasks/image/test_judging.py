@@ -208,6 +208,15 @@ def test_what_made_the_pictures_is_written_down(folder: Path, tmp_path: Path) ->
     assert written(stochastic)["noise_level"] == 0.3
 
 
+def test_the_noise_of_a_stochastic_sampler_does_not_depend_on_the_pass(folder: Path) -> None:
+    flow = replace(FLOW, eval_solver="sde", noise_level=0.7)
+    tasks = [make(folder, judge=settings(folder), flow=flow, rows_per_pass=rows) for rows in (2, 6)]
+    pictures = [judged(folder, task).files["images.png"].images for task in tasks]
+    # Passes of other sizes round in another way.
+    assert torch.allclose(*pictures, rtol=0.0, atol=1e-3)
+    assert (pictures[0] - pictures[0].roll(1, 0)).abs().amax((1, 2, 3)).min() > 0.05
+
+
 def test_names_of_the_own_metrics_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"task\.rewards: \['score'\] are names of the evaluation's own metrics"):
         make(folder, rewards={"score": {"reward": "jpeg_compressibility"}})

@@ -53,16 +53,20 @@ def roll(task: Prompted, requires: str = "log_prob", seed: int = 0, rows: tuple[
 
 def test_noise_is_that_of_iteration_prompt_and_number(folder: Path) -> None:
     task = make(folder, flow=replace(FLOW, window_start=0))
+    whole, part = roll(task, "log_prob elbo"), roll(task, "log_prob elbo", rows=(2, 0))
+    # Prompts 0, 1, 2 twice each, against prompts 2, 0: the same rows wherever a prompt stands, also the noise of the
+    # steps and of the probes.
+    for name, leaf in part.action.items():
+        assert torch.equal(leaf, whole.action[name][[4, 5, 0, 1]]), name
     first = roll(task).action["latents"][:, 0, 0]
-    other = roll(task, rows=(2, 0)).action["latents"][:, 0, 0]
-    # Prompts 0, 1, 2 twice each, against prompts 2, 0: the same rows wherever a prompt stands.
-    assert torch.equal(other, first[[4, 5, 0, 1]])
     assert (first[0] - first[1]).abs().max() > 0.1
     assert not torch.equal(roll(task, seed=1).action["latents"][:, 0, 0], first)
     task.group_noise = "shared"
     shared = roll(task).action["latents"][:, 0, 0].view(3, 2, -1)
     assert torch.equal(shared[:, 0], shared[:, 1])
     assert not torch.equal(shared[0], shared[1])
+    steps = roll(task).action["latents"][:, 0, 1].view(3, 2, -1)
+    assert (steps[:, 0] - steps[:, 1]).abs().amax(1).min() > 0.1
 
 
 def test_reward_is_that_of_the_decoded_image(task: Prompted) -> None:
