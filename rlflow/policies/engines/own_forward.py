@@ -11,10 +11,13 @@ from torch import Tensor
 from rlflow.policies.engines.engine import Completions, Engine, LanguageModel
 from rlflow.random import Noise
 
+KEPT_SHARE = 0.8
+"""Share of a batch that is still being written, below which ended rows are taken out: each time the cache is copied."""
+
 
 @dataclass(kw_only=True)
 class OwnForward(Engine):
-    """Batched inverse-CDF sampling; all rows take as many steps as the longest one.
+    """Batched inverse-CDF sampling: of equal prompts in a row one is read, and rows that have ended leave the batch.
 
     It reports no log-probabilities: the trainer's replay of the same module differs from them by rounding alone.
     """
@@ -23,28 +26,39 @@ class OwnForward(Engine):
 
     def complete(self, model: LanguageModel, context: dict[str, Tensor], noise: Noise) -> Completions:
         """One uniform draw of `noise` per row and token."""
-        prompt, attention = context["prompt"], context["prompt_mask"].long()
-        sampling = model.sampling
+        # Imports transformers, which resolving a configuration need not wait for.
+        from rlflow.policies.engines.kv_cache import distinct_rows, roomy_cache
+
+        prompt, sampling = context["prompt"], model.sampling
         n, limit = prompt.shape[0], sampling.max_new_tokens
         draws = noise.uniform((n, limit))
         token = torch.full((n, limit), sampling.pad_id, dtype=torch.int64, device=prompt.device)
         mask = torch.zeros(n, limit, dtype=torch.bool, device=prompt.device)
+        asked, which = distinct_rows(prompt, context["prompt_mask"])
+        ids, attention = prompt[asked], context["prompt_mask"][asked].long()
+        position, cache = (attention.cumsum(-1) - 1).clamp_min(0), roomy_cache(model.actor)
+        rows = torch.arange(n, device=prompt.device)  # of the batch, those still in it
         alive = torch.ones(n, dtype=torch.bool, device=prompt.device)
-        ids, position, cache = prompt, (attention.cumsum(-1) - 1).clamp_min(0), None
         for t in range(limit):
-            out = model.actor(
+            logits = model.actor(
                 input_ids=ids, attention_mask=attention, position_ids=position, past_key_values=cache,
                 use_cache=True, logits_to_keep=1,
-            )  # fmt: skip
-            cache = out.past_key_values
-            choice = _inverse_cdf(model.log_softmax(out.logits[:, -1]), draws[:, t])
-            token[:, t] = torch.where(alive, choice, sampling.pad_id)
-            mask[:, t] = alive
+            ).logits[:, -1]  # fmt: skip
+            position = position[:, -1:] + 1
+            if t == 0:
+                cache.reorder_cache(which)
+                logits, attention, position = logits[which], attention[which], position[which]
+            choice = _inverse_cdf(model.log_softmax(logits), draws[rows, t])
+            token[rows, t], mask[rows, t] = torch.where(alive, choice, sampling.pad_id), alive
             alive = alive & (choice != sampling.eos_id)
-            if not bool(alive.any()):
+            kept = alive.nonzero()[:, 0]
+            if len(kept) == 0:
                 break
-            ids, position = token[:, t : t + 1], position[:, -1:] + 1
             attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
+            if len(kept) < KEPT_SHARE * len(rows):
+                cache.reorder_cache(kept)
+                rows, alive, attention, position = rows[kept], alive[kept], attention[kept], position[kept]
+            ids = token[rows, t].unsqueeze(1)
         return Completions(token=token, mask=mask)
 
 
