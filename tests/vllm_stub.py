@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
@@ -22,6 +23,7 @@ class Stub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answers)
         self.version: str | None = None
         self.weights: dict[str, Tensor] = {}
+        self.adapters: dict[str, dict[str, Tensor]] = {}
         self.paths: list[str] = []
         self.asked: list[dict[str, Any]] = []
         self.busy = 0
@@ -39,7 +41,7 @@ class Answers(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         answers = {
             "/health": {},
-            "/v1/models": {"data": [{"id": "model"}]},
+            "/v1/models": {"data": [{"id": name} for name in ("model", *self.server.adapters)]},
             "/weight_info": {"weight_version": self.server.version},
         }
         self._answer(200 if self.path in answers else 404, answers.get(self.path, {"error": "no such path"}))
@@ -49,6 +51,12 @@ class Answers(BaseHTTPRequestHandler):
         self.server.paths.append(self.path)
         if self.path == "/update_weights":
             self.server.weights = load_file(body["update_info"]["path"])
+        if self.path == "/v1/load_lora_adapter":
+            folder = Path(body["lora_path"])
+            assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "LORA"
+            self.server.adapters[body["lora_name"]] = load_file(folder / "adapter_model.safetensors")
+        if self.path == "/v1/unload_lora_adapter":
+            del self.server.adapters[body["lora_name"]]
         if self.path == "/finish_weight_update":
             self.server.version = body["weight_version"]
         if self.path == "/v1/completions":

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlflow.policies.engines.engine import (
     Completions,
@@ -49,6 +49,10 @@ class Apart(Engine):
     @abstractmethod
     def start(self) -> None:
         """Be ready to load and generate; nothing where it is already."""
+
+    def bring(self, actor: nn.Module) -> None:
+        """Make the engine sample as `actor` does; here by all of its weights, a LoRA merged."""
+        self.load(plain_weights(actor))
 
     @abstractmethod
     def load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
@@ -101,7 +105,7 @@ class Apart(Engine):
         if self._loaded == wanted:
             return
         began = time.perf_counter()
-        self.load(plain_weights(model.actor))
+        self.bring(model.actor)
         self.metrics["engine_sync_s"] = time.perf_counter() - began
         self.metrics["engine_canary"] = self._canary(model, context)
         self._loaded = wanted

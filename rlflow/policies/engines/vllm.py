@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import queue
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,18 +13,20 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlflow import distributed
 from rlflow.policies.engines.apart import Apart, EngineDiedError, Rows
 from rlflow.policies.engines.engine import EngineError, Sampling
+from rlflow.policies.engines.transfer import adapter_folder, weights_file
 
 INSTALL = "pip install 'rlflow[vllm]' on CUDA; docs/engines.md tells how on a CPU"
 BACKEND = "rlflow_file"
 WORKER = "rlflow.policies.engines.vllm_worker.FileWeights"
-SHARED_MEMORY = Path("/dev/shm")
 POLL_S = 0.2
+# What vLLM makes room for.
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+ADAPTER = "rlflow"
 # vLLM clamps a bias at this; e^-100 of the mass is none in float32.
 BANNED_BIAS = -100.0
 
@@ -47,6 +47,8 @@ class VLLMConfig:
         max_num_seqs: Rows in flight. Too low: slow; too high: rows are preempted and computed again.
         enforce_eager: No compilation and no CUDA graphs: slower rollouts, faster start.
         tensor_parallel: GPUs of one engine.
+        lora_rank: Rank of a LoRA that is sent alone and added by vLLM's own kernels to the weights that it started from:
+            a fast transfer, for slower tokens. 0 merges a LoRA into the weights that are sent.
         sleep: Give its memory back while the trainer updates, on one GPU; nothing on a CPU.
         canary_tolerance: See `Apart`.
         server: Address of a running `vllm serve`, e.g. `http://HOST:8000`, instead of a child (docs/engines.md); of
@@ -62,10 +64,23 @@ class VLLMConfig:
     max_num_seqs: int = 256
     enforce_eager: bool = False
     tensor_parallel: int = 1
+    lora_rank: int = 0
     sleep: bool = False
     canary_tolerance: float = 0.1
     server: str = ""
     server_folder: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a rank that vLLM has no kernels for."""
+        if not 0 <= self.lora_rank <= LORA_RANKS[-1]:
+            raise ValueError(
+                f"task.vllm.lora_rank: expected 0 (merged) to {LORA_RANKS[-1]}, found {self.lora_rank}; merge a larger one"
+            )
+
+    @property
+    def room_for_lora(self) -> int:
+        """The least rank that vLLM makes room for and that holds `lora_rank`."""
+        return next(rank for rank in LORA_RANKS if rank >= self.lora_rank)
 
 
 @dataclass(kw_only=True)
@@ -84,6 +99,7 @@ class VLLM(Apart):
     source: str
     config: VLLMConfig
     _llm: Any = field(default=None, init=False)
+    _adapter: Any = field(default=None, init=False)
     _processes: list[Any] = field(default_factory=list, init=False)
 
     def start(self) -> None:
@@ -113,6 +129,14 @@ class VLLM(Apart):
         self._processes = list(self._llm.llm_engine.engine_core.resources.engine_manager.processes)
         self._ask(lambda: self._llm.init_weight_transfer_engine({"init_info": {}}))
 
+    def bring(self, actor: nn.Module) -> None:
+        """All weights, or the LoRA alone where `lora_rank` says so."""
+        if self.config.lora_rank == 0:
+            super().bring(actor)
+            return
+        with adapter_folder(actor, self.config.lora_rank) as folder:
+            self._ask(lambda: self._replace_adapter(folder))
+
     def load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Write a file that the child's workers read, and drop the prefix cache."""
         with weights_file(weights) as path:
@@ -125,7 +149,7 @@ class VLLM(Apart):
         params = [SamplingParams(**request_parameters(sampling, seed), detokenize=False) for seed in seeds]
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         self._ask(self._wake)
-        answers = self._ask(lambda: self._llm.generate(asked, params, use_tqdm=False))
+        answers = self._ask(lambda: self._llm.generate(asked, params, use_tqdm=False, lora_request=self._adapter))
         made = [answer.outputs[0] for answer in answers]
         tokens = [list(row.token_ids) for row in made]
         return tokens, [
@@ -152,6 +176,14 @@ class VLLM(Apart):
         self._llm.start_weight_update()
         self._llm.update_weights({"update_info": {"path": str(path)}})
         self._llm.finish_weight_update()
+        self._llm.reset_prefix_cache()
+
+    def _replace_adapter(self, folder: Path) -> None:
+        from vllm.lora.request import LoRARequest
+
+        self._wake()
+        self._llm.llm_engine.add_lora(LoRARequest(ADAPTER, 1, str(folder), load_inplace=True))
+        self._adapter = LoRARequest(ADAPTER, 1, str(folder))
         self._llm.reset_prefix_cache()
 
     def _ask(self, call: Callable[[], Answer]) -> Answer:
@@ -182,6 +214,7 @@ class VLLM(Apart):
         from vllm.config import WeightTransferConfig
 
         config = self.config
+        lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": config.room_for_lora} if config.lora_rank else {}
         optional = {"max_model_len": config.max_model_len, "kv_cache_memory_bytes": int(config.kv_cache_gb * 2**30)}
         return {
             "skip_tokenizer_init": True, "dtype": config.dtype, "seed": 0, "generation_config": "vllm",
@@ -189,7 +222,7 @@ class VLLM(Apart):
             "max_num_seqs": config.max_num_seqs, "enforce_eager": config.enforce_eager,
             "tensor_parallel_size": config.tensor_parallel, "enable_sleep_mode": config.sleep,
             "worker_extension_cls": WORKER, "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
-            **{name: value for name, value in optional.items() if value},
+            **{name: value for name, value in optional.items() if value}, **lora,
         }  # fmt: skip
 
 
@@ -201,19 +234,6 @@ def request_parameters(sampling: Sampling, seed: int) -> dict[str, Any]:
         "presence_penalty": 0.0, "frequency_penalty": 0.0,
         "logit_bias": {token: BANNED_BIAS for token in sampling.banned_ids} or None,
     }  # fmt: skip
-
-
-@contextmanager
-def weights_file(weights: Iterator[tuple[str, Tensor]], folder: str = "") -> Iterator[Path]:
-    """A safetensors file of `weights` while the block runs, in `folder`, or in shared memory where there is room."""
-    tensors = {name: weight.contiguous().cpu() for name, weight in weights}
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    in_memory = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > size + 2**20
-    place = folder or (SHARED_MEMORY if in_memory else None)
-    with tempfile.TemporaryDirectory(prefix="rlflow-weights-", dir=place) as name:
-        path = Path(name, "weights.safetensors")
-        save_file(tensors, path)
-        yield path
 
 
 @contextmanager

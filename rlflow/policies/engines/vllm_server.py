@@ -14,18 +14,23 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlflow import distributed
 from rlflow.policies.engines.apart import Apart, EngineDiedError, Rows
 from rlflow.policies.engines.engine import Completions, EngineError, LanguageModel, Sampling
-from rlflow.policies.engines.vllm import BACKEND, WORKER, VLLMConfig, request_parameters, weights_file
+from rlflow.policies.engines.transfer import PREFIX, adapter_folder, weights_file
+from rlflow.policies.engines.vllm import BACKEND, WORKER, VLLMConfig, request_parameters
 from rlflow.random import Noise
 
 # How the server has to be started, so that its tokens, likelihoods and weights are what the trainer takes them for.
 START = (
     "VLLM_SERVER_DEV_MODE=1 vllm serve {source} --logprobs-mode processed_logprobs --generation-config vllm "
     f'--worker-extension-cls {WORKER} --weight-transfer-config \'{{{{"backend": "{BACKEND}"}}}}\''
+)
+LORA_START = (
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve {source} --logprobs-mode processed_logprobs "
+    "--generation-config vllm --enable-lora --max-loras 1 --max-lora-rank {rank}"
 )
 # A server that is started again, e.g. by whatever watches it, has this long to come back.
 PATIENCE_S = 300.0
@@ -43,7 +48,7 @@ class VLLMServer(Apart):
 
     Attributes:
         source: Folder or hub id of the model, for the advice how to start a server.
-        config: `server`, `server_folder` and `max_num_seqs`; the rest is the server's own.
+        config: `server`, `server_folder`, `max_num_seqs` and `lora_rank`; the rest is the server's own.
     """
 
     takes_sharded: ClassVar[bool] = True
@@ -66,6 +71,13 @@ class VLLMServer(Apart):
         """
         if self._on_first(self._lacks_weights):
             self._loaded = ()
+
+    def bring(self, actor: nn.Module) -> None:
+        """All weights, or the LoRA alone where `lora_rank` says so."""
+        if self.config.lora_rank == 0:
+            super().bring(actor)
+        else:
+            self._on_first(lambda: self._replace_adapter(actor))
 
     def load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Write a file that the server's workers read, from the first process, and drop the prefix cache."""
@@ -91,11 +103,24 @@ class VLLMServer(Apart):
         """The server is not this run's to end."""
 
     @property
+    def _command(self) -> str:
+        if self.config.lora_rank:
+            return LORA_START.format(source=self.source, rank=self.config.room_for_lora)
+        return START.format(source=self.source)
+
+    @property
     def _model(self) -> str:
-        return str(self._get("/v1/models")["data"][0]["id"])
+        """The name of the weights that are to be asked, the same on every process."""
+        names = self._names()
+        return names[0] if self.config.lora_rank == 0 else next(name for name in names if name.startswith(PREFIX))
+
+    def _names(self) -> list[str]:
+        return [str(one["id"]) for one in self._get("/v1/models")["data"]]
 
     def _lacks_weights(self) -> bool:
         self._wait()
+        if self.config.lora_rank:
+            return self._version not in self._names()
         if self._version and self._get("/weight_info")["weight_version"] == self._version:
             return False
         # Also one that was started again, or has served another run.
@@ -112,6 +137,16 @@ class VLLMServer(Apart):
         self._version = version
         return True
 
+    def _replace_adapter(self, actor: nn.Module) -> bool:
+        """Under a new name each time: cached keys and values of a prompt belong to a name."""
+        for name in self._names():
+            if name.startswith(PREFIX):
+                self._tell("/v1/unload_lora_adapter", {"lora_name": name})
+        with adapter_folder(actor, self.config.lora_rank, self.config.server_folder) as folder:
+            self._tell("/v1/load_lora_adapter", {"lora_name": folder.name, "lora_path": str(folder)})
+        self._version = folder.name
+        return True
+
     def _wait(self) -> None:
         until_s = time.monotonic() + PATIENCE_S
         while True:
@@ -122,7 +157,7 @@ class VLLMServer(Apart):
                 if time.monotonic() > until_s:
                     raise EngineError(
                         f"task.vllm.server: expected vLLM at {self.config.server}, found no answer for {PATIENCE_S:g} "
-                        f"s ({error}); start it with\n  {START.format(source=self.source)}"
+                        f"s ({error}); start it with\n  {self._command}"
                     ) from error
             time.sleep(POLL_S)
 
@@ -149,7 +184,10 @@ class VLLMServer(Apart):
         return json.loads(self._request(path, None))
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
-        return json.loads(self._request(path, json.dumps(body).encode()))
+        return json.loads(self._tell(path, body))
+
+    def _tell(self, path: str, body: dict[str, Any]) -> bytes:
+        return self._request(path, json.dumps(body).encode())
 
     def _request(self, path: str, body: bytes | None) -> bytes:
         address = self.config.server.rstrip("/") + path
@@ -163,7 +201,7 @@ class VLLMServer(Apart):
                 raise EngineDiedError(f"{address} answers HTTP {error.code}: {said}") from error
             raise EngineError(
                 f"task.vllm.server: expected {address} to take the request, found HTTP {error.code}: {said}; the "
-                f"server has to be started with\n  {START.format(source=self.source)}"
+                f"server has to be started with\n  {self._command}"
             ) from error
         except (OSError, HTTPException) as error:
             raise EngineDiedError(f"{address} does not answer: {error}") from error

@@ -7,8 +7,11 @@ import torch
 
 from rlflow.policies.causal_lm import CausalLMPolicy, LMConfig
 from rlflow.policies.engines.engine import EngineError, Sampling
-from rlflow.policies.engines.vllm import VLLM, VLLMConfig, request_parameters, weights_file
+from rlflow.policies.engines.transfer import adapter_folder, weights_file
+from rlflow.policies.engines.vllm import VLLM, VLLMConfig, request_parameters
 from rlflow.random import Noise, generator
+from tasks.reasoning.checkpoint import Checkpoint
+from tasks.reasoning.settings import TrainedSettings
 from tests.tiny_models import save_tiny
 
 needs_vllm = pytest.mark.skipif(
@@ -24,6 +27,10 @@ PROMPTS = {
 }
 
 
+def with_lora(folder, rank):
+    return Checkpoint.open(folder).load_trainable(TrainedSettings(lora_rank=rank, lora_alpha=8.0))
+
+
 def test_the_whole_distribution_is_asked_for():
     sampling = Sampling(max_new_tokens=5, temperature=0.7, eos_id=2, pad_id=0, banned_ids=(0, 3))
     asked = request_parameters(sampling, seed=11)
@@ -37,6 +44,30 @@ def test_the_weights_file_is_gone_after_use():
     with weights_file(iter([("a", torch.ones(2, 3).t())])) as path:
         assert path.is_file()
     assert not path.parent.exists()
+
+
+def test_only_a_lora_of_the_announced_rank_is_sent_alone(tmp_path):
+    actor = with_lora(save_tiny("Qwen2", tmp_path), rank=4)
+    with adapter_folder(actor, 4) as folder:
+        assert {path.name for path in folder.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert not folder.exists()
+    with (
+        pytest.raises(EngineError, match=r"lora_rank: expected a LoRA of rank 1-2, found rank 4"),
+        adapter_folder(actor, 2),
+    ):
+        pass
+    with (
+        pytest.raises(EngineError, match=r"expected a LoRA of rank 1-2, found a model that is trained in full"),
+        adapter_folder(torch.nn.Linear(2, 2), 2),
+    ):
+        pass
+
+
+def test_ranks_are_rounded_up_to_those_that_vllm_has():
+    assert [VLLMConfig(lora_rank=rank).room_for_lora for rank in (1, 2, 8, 9, 33, 512)] == [1, 8, 8, 16, 64, 512]
+    for rank in (-1, 513):
+        with pytest.raises(ValueError, match=r"lora_rank: expected 0 \(merged\) to 512"):
+            VLLMConfig(lora_rank=rank)
 
 
 def test_a_missing_vllm_is_one_clear_error(monkeypatch):
@@ -90,5 +121,38 @@ def test_rollouts_follow_the_weights_and_a_killed_engine_comes_back(tmp_path, mo
         back = sample()
         assert torch.equal(back["token"], moved["token"])
         assert engine.metrics["engine_restarts"] == 1.0
+    finally:
+        engine.close()
+
+
+@needs_vllm
+@pytest.mark.timeout(560)
+def test_a_lora_that_vllm_adds_itself_is_replaced_after_an_update(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+    folder = save_tiny("Qwen2", tmp_path)
+    actor = with_lora(folder, rank=4)
+    engine = VLLM(source=str(folder), config=VLLMConfig(**SETTINGS, lora_rank=4), canary_tolerance=KERNELS)
+    policy = CausalLMPolicy(
+        actor, LMConfig(max_new_tokens=12, temperature=0.8), requires=frozenset({"log_prob"}), eos_id=EOS, pad_id=PAD,
+        banned_ids=[PAD, UNK], engine=engine,
+    ).eval()  # fmt: skip
+    adapter = [weight for weight in actor.parameters() if weight.requires_grad]
+    seen = []
+    try:
+        for step in range(3):
+            action = policy.sample(PROMPTS, Noise(generator=generator(0)))
+            expected = policy.completion_log_prob(PROMPTS, action["token"], action["mask"])
+            assert torch.allclose(action["sampler_log_prob"], expected, atol=KERNELS)
+            with actor.disable_adapter():
+                base = policy.completion_log_prob(PROMPTS, action["token"], action["mask"])
+            # A new LoRA adds nothing; a trained one moves the likelihoods far beyond what kernels differ by.
+            assert bool((base - expected).abs().max() > 100 * KERNELS) == (step > 0)
+            seen.append(action["token"])
+            with torch.no_grad():
+                for weight in adapter:
+                    weight.add_(0.1 * torch.randn(weight.shape, generator=generator(step)))
+        assert not torch.equal(seen[1], seen[0])
+        assert not torch.equal(seen[2], seen[1])
     finally:
         engine.close()

@@ -24,6 +24,8 @@ from rlflow.policies.engines.engine import EngineError, Sampling
 from rlflow.policies.engines.vllm import VLLMConfig
 from rlflow.policies.engines.vllm_server import VLLMServer
 from rlflow.random import Noise, generator
+from tasks.reasoning.checkpoint import Checkpoint
+from tasks.reasoning.settings import TrainedSettings
 from tests.tiny_models import save_tiny
 from tests.vllm_stub import Answers, Stub, serving
 
@@ -56,6 +58,10 @@ class Model:
 def stub() -> Iterator[Stub]:
     with serving() as server:
         yield server
+
+
+def with_lora(folder: Path) -> Any:
+    return Checkpoint.open(folder).load_trainable(TrainedSettings(lora_rank=4, lora_alpha=8.0))
 
 
 def engine_of(address: str, **settings: Any) -> VLLMServer:
@@ -94,6 +100,38 @@ def test_weights_are_sent_where_they_changed_or_were_lost(stub: Stub) -> None:
         engine.complete(model, PROMPTS, noise)
         assert stub.paths.count("/update_weights") == sent
         assert torch.equal(stub.weights["weight"], model.actor.weight)
+
+
+def test_a_lora_is_sent_alone_under_a_new_name_where_the_server_is_to_add_it(stub: Stub, tmp_path: Path) -> None:
+    actor = with_lora(save_tiny("Qwen2", tmp_path))
+    engine, model, noise = engine_of(stub.address, lora_rank=8), Model(), Noise(generator=generator(0))
+    model.actor = actor
+    names = []
+    for changed, lost, sent in ((False, False, 1), (False, False, 1), (True, False, 2), (False, True, 3)):
+        with torch.no_grad():
+            for name, weight in actor.named_parameters():
+                weight.add_(float(changed and "lora_B" in name))
+        if lost:
+            stub.adapters.clear()
+        engine.complete(model, PROMPTS, noise)
+        assert stub.paths.count("/v1/load_lora_adapter") == sent
+        # One adapter at a time, with the weights of the LoRA alone, and requests are addressed to it.
+        ((name, weights),) = stub.adapters.items()
+        assert {one["model"] for one in stub.asked[-8:]} == {name}
+        own = {key: weight for key, weight in actor.named_parameters() if ".lora_" in key}
+        assert weights.keys() == {key.replace(".default", "") for key in own}
+        assert all(torch.equal(weights[key.replace(".default", "")], weight) for key, weight in own.items())
+        names.append(name)
+    assert len(set(names)) == 3
+    assert "/update_weights" not in stub.paths
+
+
+def test_a_server_without_adapters_is_told_how_to_start(stub: Stub, tmp_path: Path, monkeypatch: Any) -> None:
+    model = Model()
+    model.actor = with_lora(save_tiny("Qwen2", tmp_path))
+    monkeypatch.setattr(Answers, "do_POST", lambda self: self._answer(404, {"detail": "Not Found"}))
+    with pytest.raises(EngineError, match=r"(?s)HTTP 404.*ALLOW_RUNTIME_LORA.* --enable-lora .* --max-lora-rank 16"):
+        engine_of(stub.address, lora_rank=9).complete(model, PROMPTS, Noise(generator=generator(0)))
 
 
 def test_a_server_that_was_away_gets_weights_and_the_same_batch_again(stub: Stub) -> None:
