@@ -29,12 +29,16 @@ class LMConfig:
         critic_hidden: Width of the value head.
         critic: `head`, on the actor's detached states; `separate`, on a trunk of its own that starts as the actor's
             and is trained by the value loss: better values for twice the weights and another forward and backward.
+        behaviour: Old likelihoods: `replay`, a forward of the trainer, so that the first ratio is 1; or `engine`, what
+            the sampler said, which saves that forward. Ratios then hold the distance between engine and trainer: by
+            rounding for `transformers`, more for bfloat16 kernels.
     """
 
     max_new_tokens: int = 32
     temperature: float = 1.0
     critic_hidden: int = 128
     critic: Literal["head", "separate"] = "head"
+    behaviour: Literal["replay", "engine"] = "replay"
 
 
 class CausalLMPolicy(Policy):
@@ -110,6 +114,7 @@ class CausalLMPolicy(Policy):
             eos_id=self.eos_id,
             pad_id=self.pad_id,
             banned_ids=self._banned_ids,
+            with_log_prob=self.config.behaviour == "engine",
         )
 
     @torch.no_grad()
@@ -130,10 +135,16 @@ class CausalLMPolicy(Policy):
         return action if made.log_prob is None else action | {"sampler_log_prob": made.log_prob}
 
     def record_behaviour(self, rollout: Rollout) -> None:
-        """As every policy; logs what the engine tells of itself and how far its likelihoods are from the trainer's."""
+        """As every policy; logs what the engine tells of itself and how far its likelihoods are from the trainer's.
+
+        Where the engine's likelihoods are the old ones, `update/first_ratio_error` is what tells that distance.
+        """
+        by_engine = self.config.behaviour == "engine"
+        if by_engine and "log_prob" in self.requires:
+            rollout.old_log_prob = rollout.sampler_log_prob
         super().record_behaviour(rollout)
         rollout.metrics |= self.engine.metrics
-        if rollout.sampler_log_prob is not None:
+        if rollout.sampler_log_prob is not None and not by_engine:
             found = engine_difference(self.log_prob(rollout), rollout.sampler_log_prob, rollout.mask)
             rollout.metrics |= found
 

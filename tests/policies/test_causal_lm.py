@@ -185,3 +185,23 @@ def test_memo_shares_one_forward_between_questions(model):
     hook.remove()
     assert len(calls) == 1
     assert isinstance(policy.critic, nn.Module)
+
+
+def test_old_likelihoods_are_those_of_the_sampler_where_the_configuration_says_so(model):
+    forwards = []
+    policy = make(model, requires=frozenset({"log_prob"}), behaviour="engine")
+    context = {"prompt": prompts(rows=8), "prompt_mask": torch.ones(8, 3, dtype=torch.bool)}
+    action = policy.sample(context, Noise(generator=generator(0)))
+    mask = action.pop("mask")
+    said = action.pop("sampler_log_prob")
+    rollout = block(torch.zeros(mask.shape).tolist(), context=context, action=action, mask=mask)
+    rollout = rollout.replace(sampler_log_prob=said.unsqueeze(-1))
+    hook = policy.trunk.register_forward_hook(lambda *_: forwards.append(1))
+    policy.record_behaviour(rollout)
+    hook.remove()
+    assert forwards == []
+    assert rollout.old_log_prob is rollout.sampler_log_prob
+    # Those of the trainer, by rounding; masked tokens have none.
+    assert torch.allclose(rollout.old_log_prob, policy.log_prob(rollout), atol=ROUNDED)
+    assert bool((rollout.old_log_prob[~mask] == 0).all())
+    assert "sampler_log_prob" not in make(model).sample(context, Noise(generator=generator(0)))

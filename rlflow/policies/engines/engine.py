@@ -32,6 +32,7 @@ class Sampling:
         eos_id: Ends a completion and belongs to it.
         pad_id: After the end.
         banned_ids: Never drawn.
+        with_log_prob: Whether log-probabilities are wanted; engines with kernels of their own give them always.
     """
 
     max_new_tokens: int
@@ -39,6 +40,7 @@ class Sampling:
     eos_id: int
     pad_id: int
     banned_ids: tuple[int, ...] = ()
+    with_log_prob: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class Completions:
     Attributes:
         token: `[n, T]` int64, PAD after the end.
         mask: `[n, T]` bool, True up to and including EOS.
-        log_prob: `[n, T]` float32 as the engine has it, 0 where masked; None where the policy's own forward drew.
+        log_prob: `[n, T]` float32 as the engine has it, 0 where masked; None where nobody asked the own forward.
     """
 
     token: Tensor

@@ -19,7 +19,8 @@ KEPT_SHARE = 0.8
 class OwnForward(Engine):
     """Batched inverse-CDF sampling: of equal prompts in a row one is read, and rows that have ended leave the batch.
 
-    It reports no log-probabilities: the trainer's replay of the same module differs from them by rounding alone.
+    It reports log-probabilities only where they are asked for: the trainer's replay of the same module differs from
+    them by rounding alone.
     """
 
     takes_sharded: ClassVar[bool] = True
@@ -34,6 +35,7 @@ class OwnForward(Engine):
         draws = noise.uniform((n, limit))
         token = torch.full((n, limit), sampling.pad_id, dtype=torch.int64, device=prompt.device)
         mask = torch.zeros(n, limit, dtype=torch.bool, device=prompt.device)
+        said = torch.zeros(n, limit, device=prompt.device) if sampling.with_log_prob else None
         asked, which = distinct_rows(prompt, context["prompt_mask"])
         ids, attention = prompt[asked], context["prompt_mask"][asked].long()
         position, cache = (attention.cumsum(-1) - 1).clamp_min(0), roomy_cache(model.actor)
@@ -48,8 +50,11 @@ class OwnForward(Engine):
             if t == 0:
                 cache.reorder_cache(which)
                 logits, attention, position = logits[which], attention[which], position[which]
-            choice = _inverse_cdf(model.log_softmax(logits), draws[rows, t])
+            log_p = model.log_softmax(logits)
+            choice = _inverse_cdf(log_p, draws[rows, t])
             token[rows, t], mask[rows, t] = torch.where(alive, choice, sampling.pad_id), alive
+            if said is not None:
+                said[rows, t] = torch.where(alive, log_p.gather(1, choice.unsqueeze(1)).squeeze(1), 0.0)
             alive = alive & (choice != sampling.eos_id)
             kept = alive.nonzero()[:, 0]
             if len(kept) == 0:
@@ -59,7 +64,7 @@ class OwnForward(Engine):
                 cache.reorder_cache(kept)
                 rows, alive, attention, position = rows[kept], alive[kept], attention[kept], position[kept]
             ids = token[rows, t].unsqueeze(1)
-        return Completions(token=token, mask=mask)
+        return Completions(token=token, mask=mask, log_prob=said)
 
 
 def _inverse_cdf(log_p: Tensor, draws: Tensor) -> Tensor:

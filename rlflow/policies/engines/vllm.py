@@ -47,8 +47,8 @@ class VLLMConfig:
         max_num_seqs: Rows in flight. Too low: slow; too high: rows are preempted and computed again.
         enforce_eager: No compilation and no CUDA graphs: slower rollouts, faster start.
         tensor_parallel: GPUs of one engine.
-        lora_rank: Rank of a LoRA that is sent alone and added by vLLM's own kernels to the weights that it started from:
-            a fast transfer, for slower tokens. 0 merges a LoRA into the weights that are sent.
+        lora_rank: Rank of a LoRA that is sent alone and added by vLLM's own kernels to the weights that it started
+            from: a fast transfer, for slower tokens. 0 merges a LoRA into the weights that are sent.
         sleep: Give its memory back while the trainer updates, on one GPU; nothing on a CPU.
         canary_tolerance: See `Apart`.
         server: Address of a running `vllm serve`, e.g. `http://HOST:8000`, instead of a child (docs/engines.md); of
@@ -74,7 +74,8 @@ class VLLMConfig:
         """Refuse a rank that vLLM has no kernels for."""
         if not 0 <= self.lora_rank <= LORA_RANKS[-1]:
             raise ValueError(
-                f"task.vllm.lora_rank: expected 0 (merged) to {LORA_RANKS[-1]}, found {self.lora_rank}; merge a larger one"
+                f"task.vllm.lora_rank: expected 0 (merged) to {LORA_RANKS[-1]}, found {self.lora_rank}; "
+                "merge a larger LoRA"
             )
 
     @property
