@@ -93,10 +93,21 @@ class Checkpoint:
         return bool(self.tokenizer.chat_template)
 
     def load_model(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-        """The model; weights and computation in `dtype`."""
+        """The model; weights and computation in `dtype`.
+
+        Raises:
+            ValueError: The tokenizer has tokens that the model does not.
+        """
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             self.source, local_files_only=Path(self.source).is_dir(), dtype=dtype
         )
+        wanted, found = max(self.tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().weight.shape[0]
+        # More embeddings than tokens are usual padding.
+        if wanted > found:
+            raise ValueError(
+                f"task.base: expected a model with an embedding for each of the {wanted} tokens of its tokenizer, "
+                f"found {found} in {self.source}; model and tokenizer do not belong together"
+            )
         return model
 
     def load_trainable(self, trained: TrainedSettings) -> nn.Module:

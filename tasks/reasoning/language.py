@@ -20,6 +20,7 @@ from rlflow.policy import Policy
 from rlflow.random import Noise, generator
 from rlflow.rollout import Rollout
 from rlflow.task import Evaluation, Task
+from tasks.reasoning.judging import judged
 from tasks.reasoning.report import answer_metrics, as_answers, evaluation
 from tasks.reasoning.settings import TrainedSettings
 from tasks.reasoning.verdict import Completion, Judged, Problem, Verdict
@@ -58,6 +59,8 @@ class LanguageTask(Task, ABC, Generic[P]):
         vllm: Settings of `engine=vllm`.
         evaluation_prompts: Prompts of the frozen set to use, from its start. Fewer than 150: a noisy score.
         evaluation_samples: Completions per prompt; pass@k is reported for k up to this.
+        verify_limit_s: Seconds by the clock that verifying a batch may take, before the run ends with the place where
+            it hangs. Too low: slow verifiers end runs; too high: a hanging one is found late.
         rarefied_size: Correct samples at which variety is compared. Too high: few prompts have that many.
     """
 
@@ -77,6 +80,7 @@ class LanguageTask(Task, ABC, Generic[P]):
     vllm: VLLMConfig = field(default_factory=VLLMConfig)
     evaluation_prompts: int = 150
     evaluation_samples: int = 32
+    verify_limit_s: float = 3600.0
     rarefied_size: int = 4
 
     @abstractmethod
@@ -101,6 +105,8 @@ class LanguageTask(Task, ABC, Generic[P]):
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"task.{name}: expected at least 1, found {size}")
+        if self.verify_limit_s <= 0:
+            raise ValueError(f"task.verify_limit_s: expected more than 0 seconds, found {self.verify_limit_s}")
         if not 0 <= self.overlong_buffer <= self.lm.max_new_tokens or self.overlong_penalty < 0:
             raise ValueError(
                 f"task.overlong_buffer: expected 0 (off) to lm.max_new_tokens = {self.lm.max_new_tokens} tokens and a "
@@ -197,7 +203,7 @@ class LanguageTask(Task, ABC, Generic[P]):
         `correct` and each kind of failure are logged as fractions, the penalty as `overlong`.
         """
         completions = self._completions(rollout.action["token"], rollout.mask)
-        verdicts = self.verify(rollout.extras["problems"], completions)
+        verdicts = self._verdicts(rollout.extras["problems"], completions)
         correct = torch.tensor([float(v.correct) for v in verdicts], device=rollout.device)  # [B]
         terms = {"correct": correct}
         for kind in self.failures:
@@ -220,7 +226,7 @@ class LanguageTask(Task, ABC, Generic[P]):
             rows = [p for p in asked[i : i + prompts_per_pass] for _ in range(self.evaluation_samples)]
             action = policy.sample(self._context(rows, noise.device), draws, train=False)
             completions = self._completions(action["token"], action["mask"])
-            answers = list(zip(completions, self.verify(rows, completions), strict=True))
+            answers = list(zip(completions, self._verdicts(rows, completions), strict=True))
             samples += [answers[j : j + self.evaluation_samples] for j in range(0, len(rows), self.evaluation_samples)]
         result = evaluation(asked, samples, rarefied_size=self.rarefied_size, failures=self.failures)
         if self.has_answers:
@@ -229,9 +235,14 @@ class LanguageTask(Task, ABC, Generic[P]):
         result.answers = as_answers(asked, samples, self._earned)
         return result
 
-    def _earned(self, judged: Judged) -> float:
+    def _verdicts(self, problems: Sequence[P], completions: Sequence[Completion]) -> list[Verdict]:
+        return judged(
+            self.verify, problems, completions, name=self.name, failures=self.failures, limit_s=self.verify_limit_s
+        )
+
+    def _earned(self, answer: Judged) -> float:
         """The reward of `score` for one completion."""
-        completion, verdict = judged
+        completion, verdict = answer
         if self.overlong_buffer == 0:
             return float(verdict.correct)
         length, limit = torch.tensor(completion.num_tokens), self.lm.max_new_tokens

@@ -163,21 +163,22 @@ def test_no_server_and_a_server_of_another_kind_are_told_apart(stub: Stub, monke
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """Folder of a random Qwen2 and the address of a vLLM that serves it."""
+def served(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Path, str]]:
+    """Folder of a random Qwen2 and the address of a vLLM that serves it; a parameter adds options."""
     folder = save_tiny("Qwen2", tmp_path / "model")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {
         "VLLM_SERVER_DEV_MODE": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
     }  # fmt: skip
     # As `vllm serve`, which asks for the metadata of a package that has another name for CPUs.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port)]
     command += ["--host", "127.0.0.1", "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"]
     command += ["--worker-extension-cls", vllm_server.WORKER, "--weight-transfer-config", '{"backend": "rlflow_file"}']
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "64", "--max-num-seqs", "16"]
-    command += ["--kv-cache-memory-bytes", str(2**26)]
+    command += ["--kv-cache-memory-bytes", str(2**26), *getattr(request, "param", [])]
     with (tmp_path / "log.txt").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
@@ -224,3 +225,28 @@ def test_rollouts_of_a_real_server_follow_the_weights(served: tuple[Path, str]) 
         assert not bool(torch.isin(made["token"][made["mask"]], torch.tensor([PAD, UNK])).any())
         with torch.no_grad():
             actor.lm_head.weight.mul_(1.5)
+
+
+@needs_vllm
+@pytest.mark.timeout(560)
+@pytest.mark.parametrize(
+    "served", [["--enable-lora", "--max-loras", "1", "--max-lora-rank", "8"]], indirect=True, ids=["lora"]
+)
+def test_rollouts_of_a_real_server_follow_a_lora_that_it_adds(served: tuple[Path, str]) -> None:
+    folder, address = served
+    actor = with_lora(folder)
+    engine = engine_of(address, dtype="float32", canary_tolerance=KERNELS, lora_rank=4)
+    policy = CausalLMPolicy(
+        actor, LMConfig(max_new_tokens=8), requires=frozenset({"log_prob"}), eos_id=EOS, pad_id=PAD,
+        banned_ids=(PAD, UNK), engine=engine,
+    )  # fmt: skip
+    for step in range(2):
+        with torch.no_grad():
+            for weight in (weight for weight in actor.parameters() if weight.requires_grad):
+                weight.add_(0.1 * torch.randn(weight.shape, generator=generator(step)))
+        made = policy.sample(PROMPTS, Noise(generator=generator(0)))
+        found = policy.completion_log_prob(PROMPTS, made["token"], made["mask"])
+        with actor.disable_adapter():
+            base = policy.completion_log_prob(PROMPTS, made["token"], made["mask"])
+        assert float((found - made["sampler_log_prob"])[made["mask"]].abs().max()) < 10 * KERNELS
+        assert float((found - base).abs().max()) > 100 * KERNELS

@@ -18,6 +18,7 @@ from tasks.reasoning.character_model import (
 from tasks.reasoning.checkpoint import Checkpoint
 from tasks.reasoning.countdown import BASE_FOLDER
 from tasks.reasoning.countdown_pretrain import CHARACTERS
+from tests.tiny_models import save_tiny
 
 
 @pytest.fixture(autouse=True)
@@ -104,3 +105,11 @@ def test_shipped_base_is_small_and_tied(shipped: Checkpoint) -> None:
     model = shipped.load_model()
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert shipped.tokenizer.get_vocab() == {symbol: i for i, symbol in enumerate((*SPECIAL, *CHARACTERS))}
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    save_tiny("Qwen2", tmp_path)
+    # 4 special symbols and 30 characters; the model has 26 embeddings.
+    character_tokenizer("".join(map(chr, range(97, 127)))).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"each of the 34 tokens of its tokenizer, found 26 in .*do not belong"):
+        Checkpoint.open(tmp_path).load_model()
