@@ -36,7 +36,8 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
             f"expected a checkpoint of rlflow at {path}, found a file that cannot be read ({reason}); "
             "restore it, or remove it to start anew"
         ) from error
-    version = checkpoint.get("rlflow", {}).get("version") if isinstance(checkpoint, dict) else None
+    state = checkpoint.get("rlflow") if isinstance(checkpoint, dict) else None
+    version = state.get("version") if isinstance(state, dict) else None
     if version != VERSION:
         raise CheckpointError(
             f"expected a checkpoint of rlflow (version {VERSION}) at {path}, found "
@@ -54,6 +55,11 @@ def refuse_other_run(path: Path, config: Config) -> None:
     checkpoint = read_checkpoint(path)
     if checkpoint is None:
         return
+    missing = sorted({"config", "task_revision"} - checkpoint["rlflow"].keys())
+    if missing:
+        raise CheckpointError(
+            f"expected a whole checkpoint of rlflow at {path}, found one without {missing}; remove it to start anew"
+        )
     kept = from_resolved(checkpoint["rlflow"]["config"])
     lines = difference(params(config), params(kept))
     if kept.trainer.seed != config.trainer.seed:

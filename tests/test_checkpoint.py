@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlflow.checkpoint import CheckpointError, read_checkpoint
+from rlflow.checkpoint import CheckpointError, read_checkpoint, refuse_other_run
+from rlflow.config import resolve
 
 
 class Malice:
@@ -47,9 +48,21 @@ def test_a_file_cut_short_and_other_files_are_refused_and_kept(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [({"state_dict": {}}, "one without rlflow state"), ({"rlflow": {"version": 1}}, "version 1")]
+    ("content", "words"),
+    [
+        ({"state_dict": {}}, "one without rlflow state"),
+        ({"rlflow": [2]}, "one without rlflow state"),
+        ({"rlflow": {"version": 1}}, "version 1"),
+    ],
 )
 def test_checkpoints_of_others_are_refused(tmp_path: Path, content: dict[str, object], words: str) -> None:
     torch.save(content, tmp_path / "last.ckpt")
     with pytest.raises(CheckpointError, match=words):
         read_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_a_checkpoint_that_does_not_say_whose_it_is_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    torch.save({"rlflow": {"version": 2, "config": {}}}, path)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt, found one without \['task_revision'\]"):
+        refuse_other_run(path, resolve("ppo", "toy"))
