@@ -73,6 +73,10 @@ def read_results(store: Store, suite: str) -> Results:
     num_ignored = sum(not _written_here(run) for run in runs)
     if num_ignored:
         warnings.append(f"{num_ignored} runs of the experiment were not written by rlflow and are ignored")
+    all_cells = {run.tags["rlflow.cell_id"] for run in _of_kind(runs, "cell")}
+    orphans = [(cell_id, run) for (cell_id, _), run in seeds.items() if cell_id not in all_cells]
+    for parent in sorted({run.tags.get("mlflow.parentRunId", cell_id) for cell_id, run in orphans}):
+        warnings.append(f"seeds of a cell that has been deleted are left out: `mlflow runs restore --run-id {parent}`")
     digests = sorted({run.tags.get("rlflow.suite_digest", "") for run in cell_runs})
     if len(digests) > 1:
         warnings.append(f"cells come from {len(digests)} versions of the suite file: {digests}")

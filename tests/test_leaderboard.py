@@ -214,3 +214,17 @@ def test_a_deleted_run_is_no_part_of_the_board(store: Store, identity: Make) -> 
     run_seed(store, identity(), 0, [0, 6, 6, 6])
     store.client.delete_run(run_seed(store, identity(), 1, [0, 9, 9, 9]))
     assert read_board(store, "toy@1").entrants[0].cells["toy/walk"].raw.tolist() == [6.0]
+
+
+def test_a_deleted_cell_is_missed_aloud(store: Store, identity: Make) -> None:
+    run_seed(store, identity("ppo"), 0, [0, 6, 6, 6])
+    run_seed(store, identity("fpo"), 0, [0, 3, 3, 3])
+    run_seed(store, identity("fpo"), 1, [0, 3, 3, 3])
+    cell = next(found for found in read_cells(store, "toy@1") if found.algorithm == "fpo")
+    store.client.delete_run(cell.run_id)
+    board = read_board(store, "toy@1")
+    assert [entrant.algorithm for entrant in board.entrants] == ["ppo"]
+    (warning,) = board.warnings
+    assert warning.endswith(f"left out: `mlflow runs restore --run-id {cell.run_id}`")
+    store.client.restore_run(cell.run_id)
+    assert read_board(store, "toy@1").warnings == ()
