@@ -8,6 +8,7 @@ import platform
 import socket
 import subprocess
 import sys
+from email.parser import HeaderParser
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -27,8 +28,15 @@ def git_state() -> tuple[str, bool]:
 @cache
 def environment() -> str:
     """Python, platform and every installed distribution, one a line, sorted."""
-    names = {f"{dist.name.lower()}=={dist.version}" for dist in metadata.distributions() if dist.name}
+    names = {name for dist in metadata.distributions() if (name := _requirement(dist))}
     return "\n".join([f"python=={platform.python_version()}", f"platform=={platform.platform()}", *sorted(names), ""])
+
+
+def _requirement(distribution: metadata.Distribution) -> str | None:
+    """`name==version` from the headers alone; `name` and `version` would each parse the whole description."""
+    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    headers = HeaderParser().parsestr(text.partition("\n\n")[0])
+    return f"{headers['Name'].lower()}=={headers['Version']}" if headers["Name"] else None
 
 
 @cache
