@@ -4,7 +4,8 @@
 
 GRPO on countdown with the shipped base: 32 prompts x 8 completions of at most 32 tokens, two optimiser steps. Every
 contender is a process of its own; they take turns round by round, and a ratio is the median of the rounds' ratios.
-rlflow's clock includes verified rewards and tracking to MLflow. Prints Markdown.
+rlflow's clock includes verified rewards and tracking to MLflow. Without replay the sampler's likelihoods are the old
+ones (`task.lm.behaviour=engine`). Prints Markdown.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ from pathlib import Path
 import torch
 from contest import Measures, Ratio, contest, train
 
-from rlflow.policies.causal_lm import CausalLMPolicy
+from rlflow.policies.causal_lm import CausalLMPolicy, LMConfig
 from rlflow.random import Noise, generator
 from rlflow.rollout import Rollout
 from tasks.reasoning.countdown import Countdown
 
-GROUPS, GROUP_SIZE, UPDATES = 32, 8, 2
+# As in peers/trl_grpo.py.
+GROUPS, GROUP_SIZE, UPDATES, MAX_TOKENS = 32, 8, 2, 32
 COMPLETIONS = GROUPS * GROUP_SIZE
 SIZES = (
     f"task.groups_per_rollout={GROUPS}",
     f"task.group_size={GROUP_SIZE}",
+    f"task.lm.max_new_tokens={MAX_TOKENS}",
     f"update.updates_per_rollout={UPDATES}",
     "update.epochs=1",
     "update.lr=1e-6",
@@ -36,7 +39,7 @@ SIZES = (
 
 def task() -> Countdown:
     """Countdown at the sizes of the contest."""
-    return Countdown(groups_per_rollout=GROUPS, group_size=GROUP_SIZE)
+    return Countdown(groups_per_rollout=GROUPS, group_size=GROUP_SIZE, lm=LMConfig(max_new_tokens=MAX_TOKENS))
 
 
 def sampled() -> tuple[CausalLMPolicy, Rollout]:
@@ -118,12 +121,16 @@ def bare_update(iterations: int) -> Measures:
 
 ROLES: Mapping[str, Callable[[int], Measures]] = {
     "rlflow GRPO": lambda n: train("flow_grpo", "reasoning/countdown", SIZES, n),
+    "rlflow GRPO without replay": lambda n: train(
+        "flow_grpo", "reasoning/countdown", (*SIZES, "task.lm.behaviour=engine"), n
+    ),
     "rlflow rollout": rollouts,
     "generate": generate,
     "bare update": bare_update,
 }
 RATIOS = (
     Ratio("GRPO iteration / TRL", ("rlflow GRPO", "per_s"), ("TRL GRPO", "per_s"), "at least 1.5"),
+    Ratio("GRPO iteration without replay / TRL", ("rlflow GRPO without replay", "per_s"), ("TRL GRPO", "per_s"), ""),
     Ratio("rollout / `generate`", ("rlflow rollout", "rollout_per_s"), ("generate", "rollout_per_s"), "at least 1.3"),
     Ratio(
         "rollout (with old likelihoods) / `generate`",
