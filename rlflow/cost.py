@@ -63,9 +63,13 @@ class Cost:
         if unit == "env_steps":
             self.env_steps += decisions
 
+    def clock(self) -> dict[str, float]:
+        """`cost/wall_s` alone, training time without evaluation: the time axis of every point between evaluations."""
+        return {"cost/wall_s": sum(self.seconds.get(stage, 0.0) for stage in TRAINING_STAGES)}
+
     def metrics(self, device: torch.device) -> dict[str, float]:
-        """Flat `cost/...` metrics; `cost/wall_s` is training time without evaluation."""
-        wall = sum(self.seconds.get(stage, 0.0) for stage in TRAINING_STAGES)
+        """Flat `cost/...` metrics."""
+        wall = self.clock()["cost/wall_s"]
         on_gpu = device.type == "cuda"
         peak = torch.cuda.max_memory_allocated(device) if on_gpu else _resident_bytes()
         return {

@@ -99,7 +99,7 @@ class Loop(L.LightningModule):
         if self.controls:
             self.controls = self.algorithm.adjusted(self.controls, metrics)
         if self.is_first_rank:
-            self.tracker.log(metrics | self.cost.metrics(self.device), self.samples)
+            self.tracker.log(metrics | self.cost.clock(), self.samples)
         if self.samples >= self._next_evaluation():
             self.judge()
 
