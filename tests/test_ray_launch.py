@@ -17,9 +17,10 @@ import ray
 from ray.cluster_utils import Cluster
 
 from rlflow import provenance, ray_launch
-from rlflow.board import Board
+from rlflow.board import Board, SeedResult
 from rlflow.leaderboard import read_board, read_states
 from rlflow.ray_launch import Request, request
+from rlflow.report_measures import COUNTS
 from rlflow.settings import TrainerConfig
 from rlflow.store import Store, ensure_experiment, open_store, search_runs
 from tests.matrix_command import Meanwhile, invoke, tags
@@ -60,6 +61,11 @@ def on_ray(cluster: Cluster, suite: Path, results: Path, *arguments: str, **opti
     return invoke(suite, results, "--launcher", "ray", "--address", cluster.address, *arguments, **options)
 
 
+def without_clock(seed: SeedResult) -> SeedResult:
+    counts = {name: seed.costs[name] for name in COUNTS}
+    return replace(seed, wall_s=0.0, costs=counts, seconds=(), run_id="")
+
+
 def timeless(board: Board) -> Any:
     """What does not depend on clocks and ids."""
     return [
@@ -67,7 +73,7 @@ def timeless(board: Board) -> Any:
             entrant.algorithm,
             entrant.headline,
             entrant.rank,
-            [replace(s, wall_s=0.0, seconds=(), run_id="") for cell in entrant.cells.values() for s in cell.seeds],
+            [without_clock(seed) for cell in entrant.cells.values() for seed in cell.seeds],
         )
         for entrant in board.entrants
     ]
